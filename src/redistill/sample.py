@@ -1,0 +1,71 @@
+"""What travels between the stages: an `Example` is text, a `Sample` is token ids and where they came from.
+
+Between stages there is never a padded tensor: replay, resume, revision and logging handle plain tuples of
+integers, and only `batch.py` pads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Origin = Literal["reference", "rollout", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record of a data set, as text.
+
+    prompt: plain text, or chat turns; "" for a pure `text` record, of which every token is trained on.
+    context: the `input`/`context` column of instruction data, placed by the prompt template.
+    references: the accepted responses: none for a prompt-only record, several for sets like S-NI.
+    source: "file:line" or "name[row]", for messages and records.
+    """
+
+    prompt: str | tuple[Message, ...]
+    references: tuple[str, ...] = ()
+    context: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One correction by SCRG: at response position `position` the student's `rejected` token became `replacement`.
+
+    before: the whole response as it was before this correction.
+    kl: KL(p || q) at the position before the correction, in nats.
+    log_likelihood: the teacher's mean log-likelihood per token of `before`, in nats.
+    """
+
+    position: int
+    rejected: int
+    replacement: int
+    kl: float
+    log_likelihood: float
+    before: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A prompt and one response to it, as token ids.
+
+    response: ends with an end-of-text id when the writer finished; without one it was cut at a limit.
+    origin: "reference" (data set), "rollout" (the student just wrote it), "replay" (it wrote it earlier).
+    edits: what SCRG replaced, oldest first; empty for a sample never revised or agreed with.
+    agreed: SCRG looked and the teacher's token was the student's at every position.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    origin: Origin = "reference"
+    source: str = ""
+    edits: tuple[Edit, ...] = ()
+    agreed: bool = False

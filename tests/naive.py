@@ -1,0 +1,117 @@
+"""The losses once more: float64, one row after the other, sorted and looped over, as near to the formulas as can be.
+
+Slow on purpose. Gradients come from autograd, so that nothing is shared with the closed forms under test.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rows(function, student_logits: Tensor, teacher_logits: Tensor, *more: Tensor, **options) -> Tensor:
+    """`function(q, p, *more_of_the_row)` on every row's probabilities, stacked to [N]."""
+    q, p = student_logits.double().softmax(-1), teacher_logits.double().softmax(-1)
+    return torch.stack([function(q[i], p[i], *(x[i] for x in more), **options) for i in range(len(q))])
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    return sum((x * (x / y).log() for x, y in zip(a, b, strict=True) if x > 0), start=a.new_zeros(()))
+
+
+def forward_kl(q: Tensor, p: Tensor) -> Tensor:
+    return kl(p, q)
+
+
+def reverse_kl(q: Tensor, p: Tensor) -> Tensor:
+    return kl(q, p)
+
+
+def jensen_shannon(q: Tensor, p: Tensor, beta: float = 0.5) -> Tensor:
+    mixture = (1 - beta) * q + beta * p
+    return beta * kl(p, mixture) + (1 - beta) * kl(q, mixture)
+
+
+def skewed_forward_kl(q: Tensor, p: Tensor, alpha: float = 0.1) -> Tensor:
+    return kl(p, alpha * p + (1 - alpha) * q)
+
+
+def skewed_reverse_kl(q: Tensor, p: Tensor, alpha: float = 0.1) -> Tensor:
+    return kl(q, alpha * q + (1 - alpha) * p)
+
+
+def adaptive_kl(q: Tensor, p: Tensor, mu: float = 0.5) -> Tensor:
+    head, tail, mass = 0.0, 0.0, 0.0
+    for k in sorted(range(len(p)), key=lambda k: -p[k].item()):
+        gap = abs(p[k] - q[k]).item()
+        if mass < mu:
+            head += gap
+        else:
+            tail += gap
+        mass += p[k].item()
+    weight = head / (head + tail)
+    return weight * kl(p, q) + (1 - weight) * kl(q, p)
+
+
+def total_variation(q: Tensor, p: Tensor) -> Tensor:
+    return sum((abs(x - y) for x, y in zip(q, p, strict=True)), start=q.new_zeros(())) / 2
+
+
+def clip_mask(
+    p: Tensor, lower: Tensor, upper: Tensor, quantile: str = "mass", keep_target: bool = True
+) -> Tensor:
+    """m of one row: walk from the least to the most probable block and cut each one's interval with the levels."""
+    m: list[Tensor] = [p.new_ones(())] * len(p)
+    position = 0.0
+    for value in sorted(set(p.tolist())):
+        members = [k for k in range(len(p)) if p[k].item() == value]
+        length = sum(p[k].item() if quantile == "mass" else 1 / len(p) for k in members)
+        if length > 0:
+            start = lower.clamp(min=position) if lower > 0 else position
+            end = upper.clamp(max=position + length) if upper < 1 else position + length
+            inside = (end - start) / length + p.new_zeros(())
+            share = inside.clamp(0, 1) if inside <= 0 or inside > 1 else inside
+        else:
+            share = p.new_tensor(float(lower == 0))
+        for k in members:
+            m[k] = share
+        position += length
+    if keep_target:
+        m[max(range(len(p)), key=lambda k: p[k].item())] = p.new_ones(())
+    return torch.stack(m)
+
+
+def masked_kl(q: Tensor, p: Tensor, m: Tensor, rest: str = "bucket") -> Tensor:
+    inside = [k for k in range(len(p)) if m[k] > 0 and p[k] > 0]
+    first = sum((m[k] * p[k] * (p[k] / q[k]).log() for k in inside), start=q.new_zeros(()))
+    if rest == "drop":
+        return first
+    if rest == "renormalize":
+        return kl(m * p / (m * p).sum(), m * q / (m * q).sum())
+    left_p, left_q = ((1 - m) * p).sum(), ((1 - m) * q).sum()
+    return first + left_p * (left_p / left_q).log() if left_p > 0 else first
+
+
+def dac_kl(q: Tensor, p: Tensor, lower: Tensor, upper: Tensor, *, rest: str = "bucket", **mask) -> Tensor:
+    return masked_kl(q, p, clip_mask(p, lower, upper, **mask), rest)
+
+
+def span_correlation(
+    student_logits: Tensor, teacher_logits: Tensor, span_ids: list[int], distance="norm"
+) -> Tensor:
+    q, p = student_logits.double().softmax(-1), teacher_logits.double().softmax(-1)
+    spans: list[list[int]] = []
+    for position, number in enumerate(span_ids):
+        if number >= 0 and position and span_ids[position - 1] == number:
+            spans[-1].append(position)
+        else:
+            spans.append([position])
+    means = []
+    for span in spans:
+        gaps = []
+        for j in span[:-1]:
+            a, b = p[j] * p[j + 1], q[j] * q[j + 1]
+            square = ((a - b) ** 2).sum()
+            cosine = 1 - (a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()
+            gaps.append({"norm": square.sqrt(), "squared": square, "cosine": cosine}[distance])
+        if gaps:
+            means.append(sum(gaps) / len(gaps))
+    return torch.stack(means)
