@@ -1,0 +1,257 @@
+"""The sections of a configuration: every setting with its default, range, unit and source.
+
+Names are TRL's or transformers' where they have one. A setting's docstring is what `docs` and error messages
+show; "ours" means no source was followed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DType = Literal["float32", "bfloat16", "float16"]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+LayerRule = Annotated[
+    str, Field(pattern=r"^(every_second|(first|last|spread):\d+|\d+(-\d+)?(,\d+(-\d+)?)*)$")
+]
+
+
+class Settings(BaseModel):
+    """What all sections share: frozen, no unknown keys, no silent conversion of types, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class PruneSettings(Settings):
+    """A student made of some of the teacher's layers."""
+
+    keep: Count | Annotated[tuple[Index, ...], Field(strict=False, min_length=1)] | LayerRule
+    """How many layers, chosen by block influence; or the layers themselves, from 0, as a list or as "0-3,7";
+    or a rule: "every_second", "first:N", "last:N", "spread:N"."""
+    prompts: Count = 32
+    """Training prompts by which block influence is measured. Ours."""
+
+
+class LoraSettings(Settings):
+    """Train low-rank adapters only (peft); the fields are peft's."""
+
+    r: Count = 16
+    """Rank. DistiLLM's 16."""
+    lora_alpha: Count = 64
+    """Scale: an adapter counts lora_alpha / r. DistiLLM's 64."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout probability before the adapter. Ours (DistiLLM: 0.1)."""
+    target_modules: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = "all-linear"
+    """Names of the layers adapted, or "all-linear": every linear layer but the head. Ours."""
+
+
+class ModelSettings(Settings):
+    """A causal language model, from the hub or a folder; safetensors only, no remote code."""
+
+    model_revision: Text | None = None
+    """Branch, tag or commit on the hub; null: its main branch."""
+    dtype: DType = "float32"
+    """Number format of the weights. float32 on CPUs, bfloat16 on recent GPUs."""
+    attn_implementation: Text | None = None
+    """"eager", "sdpa", "flash_attention_2", ..: transformers' names; null: its choice."""
+
+
+class StudentSettings(ModelSettings):
+    """The model that is trained: a model of its own, or some layers of the teacher."""
+
+    model_name_or_path: Text | None = None
+    """Hub id or folder; null with `prune`."""
+    prune: PruneSettings | None = None
+    """Make the student from the teacher's layers, in place of model_name_or_path."""
+    lora: LoraSettings | None = None
+    """Train adapters in place of all weights."""
+
+
+class TeacherSettings(ModelSettings):
+    """The model that is learnt from. Its tokenizer is the run's."""
+
+    model_name_or_path: Text
+    """Hub id or folder."""
+
+
+class DataSettings(Settings):
+    """Where prompts and responses come from, and how they become token ids."""
+
+    path: Text
+    """Hub id, folder, or .jsonl, .json, .parquet file; seen from the working directory."""
+    name: Text | None = None
+    """Configuration of a hub data set that has several."""
+    split: Text = "train"
+    """Split of a hub data set, or first part of the file name in a folder (train -> train.jsonl)."""
+    eval_path: Text | None = None
+    """Held-out data, as `path`; null: `path` itself with `eval_split`."""
+    eval_split: Text | None = None
+    """Split of the held-out data; null: `split`. With neither eval_path nor this nothing is held out."""
+    template: Literal["chat", "alpaca", "plain"] = "chat"
+    """How a prompt is written: the tokenizer's chat template, Alpaca's headings (as MiniLLM), as is."""
+    system: str | None = None
+    """System message set before every prompt that has none; chat template only."""
+    max_prompt_length: Count = 256
+    """Longest prompt, in tokens. MiniLLM's and DistiLLM's 256."""
+    on_long_prompt: Literal["drop", "truncate"] = "drop"
+    """What happens to a longer one: left out and counted (MiniLLM), or cut (DistiLLM)."""
+    max_bad_share: Share = 0.01
+    """Share of unreadable or unusable records above which the run stops before training. Ours."""
+    limit: Count | None = None
+    """Most training examples read; null: all."""
+    eval_limit: Count | None = None
+    """Most held-out examples read; null: all."""
+
+
+class RolloutSettings(Settings):
+    """Which share of the samples the student writes itself, and how it writes."""
+
+    lmbda: Share = 0.5
+    """Share of student answers against dataset responses: 0 none, 1 all (TRL, default 0.5). With the adaptive
+    schedule, the most the share may rise to."""
+    per: Literal["step", "sample"] = "step"
+    """Who draws the lot: one for all samples of an optimizer step (TRL, DistiLLM; whole batches are written at once,
+    which is far cheaper), or one for each sample."""
+    warmup_steps: Index = 0
+    """Optimizer steps on references alone before the student's own answers begin. Ours."""
+    schedule: Literal["constant", "adaptive"] = "constant"
+    """constant: `lmbda` throughout; adaptive: grows when the validation loss rises (DistiLLM)."""
+    schedule_epsilon: NotNegative = 0.1
+    """Rise of the validation loss, in nats per token, that makes the share grow. DistiLLM's 0.1."""
+    schedule_step: Share = 0.1
+    """By how much the share grows each time. DistiLLM's 0.1."""
+    schedule_start: Share = 0.0
+    """Share before the first growth. DistiLLM's 0 (0.2 for its OpenLLaMA2 student)."""
+    replay_ratio: Share = 0.0
+    """Share of the student answers that are taken again from the buffer of earlier ones; 0: all are new."""
+    replay_capacity: Count = 1000
+    """Answers kept in the buffer, the oldest falling out. DistiLLM's 1000."""
+    max_completion_length: Count = 256
+    """Longest response, in tokens, end of text included. MiniLLM's 512 less a prompt of 256."""
+    temperature: NotNegative = 1.0
+    """Sampling temperature; 0: the most probable token always. MiniLLM's and DistiLLM's 1."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the smallest set of tokens with at least this probability; 1: all."""
+    top_k: Index = 0
+    """Sample from so many most probable tokens; 0: all."""
+    min_p: Share = 0.0
+    """Drop tokens less probable than this times the most probable one; 0: none."""
+    batch_size: Count = 8
+    """Prompts answered at once on one device. Ours."""
+
+
+class RevisionSettings(Settings):
+    """SCRG: the worst token of a student answer is corrected and the rest written anew (2407.10068)."""
+
+    rounds: Index = 1
+    """Corrections per answer; 0: none. The paper reports 1, 3 and 5 as nearly equal (Table 4c)."""
+    teacher_token: Literal["sample", "argmax"] = "sample"
+    """Where the correction comes from: drawn from the teacher's distribution, or its most probable token."""
+    revise_replayed: bool = False
+    """Revise answers from the buffer once more with today's models. Ours."""
+
+
+class DacSettings(Settings):
+    """DAC-KL: forward KL on the part of the teacher's distribution between two quantiles (2407.10068)."""
+
+    quantile: Literal["mass", "rank"] = "mass"
+    """Axis of the quantiles: teacher probability, or the literal rank among all classes."""
+    rest: Literal["bucket", "drop", "renormalize"] = "bucket"
+    """What is clipped away becomes one outcome (ours), is left out (paper), or the two are renormalised."""
+    edge: Literal["exact", "sigmoid"] = "exact"
+    """The class at an edge counts by the fraction inside, or by the paper's sigmoid."""
+    sharpness: Positive = 4.0
+    """Steepness of the sigmoid edge, per nat. Ours."""
+    keep_target: bool = True
+    """Never clip the teacher's most probable class."""
+    learnable: bool = True
+    """Quantiles from the clip network; false: `lower` and `upper` below."""
+    lower: Share = 0.0
+    """Fixed lower quantile; 0: nothing is clipped below."""
+    upper: Share = 1.0
+    """Fixed upper quantile; 1: nothing is clipped above."""
+    coverage: NotNegative = 0.0
+    """Weight of -log(retained mass) in what the clip network minimises, against collapse. 0: the paper."""
+    learning_rate: Positive = 1e-3
+    """Learning rate of the clip network. Ours."""
+    hidden: Count = 64
+    """Width of the clip network. Ours."""
+    top_k: Count = 32
+    """Most probable teacher classes the clip network sees. Ours."""
+
+
+class SpanSettings(Settings):
+    """Correlation of neighbouring tokens inside phrases (2407.10068)."""
+
+    chunker: Literal["textblob", "spacy", "windows", "none"] = "textblob"
+    """Who finds the phrases: TextBlob or spaCy (English), fixed windows (any language), nobody."""
+    distance: Literal["norm", "squared", "cosine"] = "norm"
+    """Distance of the two correlation vectors. The paper's is the norm."""
+
+
+class ObjectiveSettings(Settings):
+    """What is minimised: sft_weight * SFT + token_weight * token loss + span_weight * span loss."""
+
+    sft_weight: NotNegative = 1.0
+    """Weight of the cross-entropy on dataset responses. The paper's 1."""
+    token_weight: NotNegative = 1.0
+    """Weight of the token loss. The paper's 1."""
+    span_weight: NotNegative = 1.0
+    """Weight of the span loss. The paper's 1."""
+    token_loss: Literal[
+        "dac_kl",
+        "forward_kl",
+        "reverse_kl",
+        "jensen_shannon",
+        "skewed_forward_kl",
+        "skewed_reverse_kl",
+        "adaptive_kl",
+        "total_variation",
+    ] = "dac_kl"
+    """Divergence between teacher and student at every response token, in nats."""
+    temperature: Positive = 1.0
+    """Both models' logits are divided by it in the token and span losses."""
+    beta: Share = 0.5
+    """jensen_shannon: 0 is forward KL, 1 reverse KL (TRL, default 0.5)."""
+    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """skewed losses: share of the other model mixed in; 0: no skew. DistiLLM's 0.1."""
+    dac: DacSettings = DacSettings()
+    span: SpanSettings = SpanSettings()
+    chunk_size: Count = 1024
+    """Response tokens whose logits are held at once: memory against speed, never the result. Ours."""
+
+
+class EvaluationSettings(Settings):
+    """How answers are sampled and scored. A recipe with this section is measured before and after training."""
+
+    path: Text | None = None
+    """Data to answer, as data.path; null: the held-out data of the section `data`."""
+    split: Text | None = None
+    """As data.split; null: "test"."""
+    seeds: Annotated[tuple[Index, ...], Field(strict=False, min_length=1)] = (10, 20, 30)
+    """One full set of sampled answers each. MiniLLM's first three."""
+    temperature: Positive = 1.0
+    """Of the sampled answers. MiniLLM's 1."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the sampled answers. MiniLLM's 1."""
+    greedy: bool = True
+    """Answer once more with the most probable token always."""
+    max_new_tokens: Count = 256
+    """Longest answer. MiniLLM's 512 less a prompt of 256."""
+    batch_size: Count = 16
+    """Prompts answered at once on one device. Ours."""
+    limit: Count | None = None
+    """Most examples; null: all."""
