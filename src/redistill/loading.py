@@ -1,0 +1,145 @@
+"""Models and tokenizers from a folder or the hub: safetensors only, no code from the hub, one clear error.
+
+Whoever uses the loaded model finds both functions in `models.py` too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+
+
+def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id, padding on the right; without a pad token, that is end of text.
+
+    Nothing here masks by the pad id: masks are made from lengths. Raises ValueError when it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    _refuse_missing_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False, padding_side="right"
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ValueError(
+            f"the tokenizer of {str(name)!r} could not be loaded: {first_line(problem)}"
+        ) from problem
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """The causal language model of a folder or hub id, from safetensors, in eval mode, on the CPU.
+
+    dtype: one of `DTYPES`; "auto" is what the checkpoint was saved in. A folder that holds only an adapter
+    (peft) gives its base model with the adapter merged in. Raises ValueError with what to do for a missing
+    folder or hub entry, for pickled weights, and for a checkpoint that leaves weights random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
+    _refuse_missing_folder(name)
+    folder = Path(name)
+    if (
+        folder.is_dir()
+        and (folder / "adapter_config.json").is_file()
+        and not (folder / "config.json").is_file()
+    ):
+        return _load_merged(folder, dtype=dtype, attn_implementation=attn_implementation)
+    if folder.is_dir():
+        _refuse_unreadable_folder(folder)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            revision=revision or "main",
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as problem:
+        raise ValueError(
+            f"the model {str(name)!r} could not be loaded: {first_line(problem)} "
+            "(only safetensors weights are read, and no code from the hub is run)"
+        ) from problem
+    model, notes = loaded
+    if missing := sorted(notes["missing_keys"]):
+        raise ValueError(
+            f"the checkpoint {str(name)!r} has no weights for {len(missing)} parts of the model "
+            f"({', '.join(missing[:3])}): they would be random. Use a complete causal language model."
+        )
+    return model.eval()
+
+
+def _load_merged(folder: Path, *, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+    from peft import PeftConfig, PeftModel
+
+    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not (folder / "adapter_model.safetensors").is_file() or not base:
+        raise ValueError(
+            f"{folder} holds an adapter without adapter_model.safetensors or without the name of its base "
+            "model: save it again with `save_pretrained` of peft."
+        )
+    model = load_model(base, dtype=dtype, attn_implementation=attn_implementation)
+    merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merged.eval()
+
+
+def _refuse_missing_folder(name: str | Path) -> None:
+    text = str(name)
+    is_path = isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if is_path and not Path(text).is_dir():
+        raise ValueError(
+            f"there is no folder {text!r}: give the folder of a saved model, or a hub id (owner/name)."
+        )
+
+
+def _refuse_unreadable_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: it is not the folder of a saved model.")
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickled:
+        raise ValueError(
+            f"{folder} holds only pickled weights ({pickled[0]}), and only safetensors is read, because a "
+            "pickle can run code. If you trust the file, convert it once: "
+            f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained('converted')."
+        )
+    raise ValueError(f"{folder} holds no *.safetensors weights.")
+
+
+def first_line(problem: Exception) -> str:
+    """The first line of an error of a library, as one sentence: the rest is advice for its own users."""
+    return str(problem).strip().split("\n", 1)[0].rstrip(".") + "."
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switches transformers' progress bars off, and back to what they were on leaving."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
