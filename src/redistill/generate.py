@@ -1,0 +1,272 @@
+"""Ids in, ids out: answers of any causal language model, with a key/value cache, for whole lists of prompts.
+
+Knows nothing of text, templates or training. A row's answer depends on its own prompt, its limit and its own
+random numbers only: neither on its neighbours nor on how the prompts were cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one token is drawn from a model's logits.
+
+    temperature: the logits are divided by it; 0 takes the most probable token and ignores the rest.
+    top_p: the smallest set of most probable tokens whose mass reaches `top_p`; 1 keeps all.
+    top_k: the `top_k` most probable tokens, with all that tie with the last of them; 0 keeps all.
+    min_p: the tokens at least `min_p` times as probable as the most probable one; 0 keeps all.
+    Applied in the order temperature, top_k, top_p (of what top_k left), min_p.
+    Errors: ValueError for a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(
+                f"top_p is {self.top_p}: give a number over 0 and at most 1 (1 keeps all tokens)."
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}: give 0 (keeps all tokens) or a positive number.")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p is {self.min_p}: give a number from 0 (keeps all tokens) to 1.")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Where a batch of `B` rows stands.
+
+    cache: the model's own cache of `L` columns.
+    mask: [B, L], 1 for a token and 0 for padding on the left.
+    position: [B], the position of each row's next token.
+    """
+
+    cache: Any
+    mask: Tensor
+    position: Tensor
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients inside; afterwards every module is in the mode it was in before.
+
+    Gradient checkpointing acts in training mode only and would drop the key/value cache: here it is asleep.
+    """
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Set to -inf what `top_k`, `top_p` and `min_p` leave out; the most probable token always stays.
+
+    logits: [B, V], already divided by the temperature. Returns [B, V]. Temperature itself is not looked at.
+    """
+    if 0 < sampling.top_k < logits.shape[-1]:
+        smallest_kept = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
+    if sampling.top_p < 1.0:
+        ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+        mass = ordered.softmax(dim=-1)
+        more_probable = mass.cumsum(dim=-1) - mass
+        out = more_probable >= sampling.top_p
+        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, ids, out), -torch.inf)
+    if sampling.min_p > 0.0:
+        probability = logits.softmax(dim=-1)
+        bar = sampling.min_p * probability.amax(dim=-1, keepdim=True)
+        logits = logits.masked_fill(probability < bar, -torch.inf)
+    return logits
+
+
+def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """One token a row by the inverse of the cumulative distribution, in fp32.
+
+    logits: [B, V] of any dtype. uniform: [B] in [0, 1), one number a row (not looked at when greedy).
+    Returns [B] ids: the first id at which the cumulative mass of the filtered distribution exceeds `uniform`.
+    """
+    logits = logits.float()
+    if sampling.temperature == 0.0:
+        return logits.argmax(dim=-1)
+    probability = filter_logits(logits / sampling.temperature, sampling).softmax(dim=-1)
+    cumulative = probability.cumsum(dim=-1)
+    level = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
+    # A level that rounding put past the last token or on one that was filtered out belongs to no token, nor
+    # do logits that are not numbers; an id that exists is returned all the same.
+    possible = probability.gather(-1, chosen) > 0
+    return torch.where(possible, chosen, probability.argmax(dim=-1, keepdim=True)).squeeze(-1)
+
+
+def prefill(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Decoding]:
+    """Read the prompts, padded on the left. Returns the logits of each row's next token [B, V] and the state.
+
+    Positions count tokens, not columns, so that a padded row is read as it would be alone: the learned
+    positions of GPT-2 and OPT as well as rotary ones.
+    """
+    width = max(len(prompt) for prompt in prompts)
+    device = next(model.parameters()).device
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    length = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    column = torch.arange(width, device=device)
+    mask = (column >= width - length[:, None]).long()
+    position = (column - (width - length[:, None])).clamp(min=0)
+    return _forward(model, ids, mask, position, None)
+
+
+def decode_one_token(model: nn.Module, tokens: Tensor, state: Decoding) -> tuple[Tensor, Decoding]:
+    """Append one token [B] to each row. Returns the logits of the next one [B, V] and the new state."""
+    mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=-1)
+    return _forward(model, tokens[:, None], mask, state.position[:, None], state.cache)
+
+
+def select_rows(state: Decoding, rows: Tensor) -> Decoding:
+    """Keep the given rows of the state, so that those that have ended cost nothing more."""
+    # The one way to pick rows that every kind of cache layer has, those of linear attention too.
+    state.cache.reorder_cache(rows)
+    return Decoding(state.cache, state.mask[rows], state.position[rows])
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    limits: Sequence[int],
+    sampling: Sampling,
+    eos: frozenset[int],
+    generator: torch.Generator | None,
+    batch_size: int,
+    vocabulary: int | None = None,
+    uniforms: Tensor | None = None,
+) -> list[tuple[int, ...]]:
+    """Answer every prompt, in the order given. A prompt that comes several times in a batch is read once.
+
+    limits: the most new tokens of each row; a row with 0 or less gets () without being read.
+    eos: ids that end an answer and are part of it.
+    generator: one uniform number per row and step is drawn from it beforehand (none when greedy); None is
+        torch's global generator.
+    batch_size: the most rows read at once. It changes speed and memory, never an answer (up to rounding).
+    uniforms: [rows, steps] in [0, 1), drawn by the caller in place of `generator`: several seeds in one call.
+    vocabulary: ids from here on (rows that pad the output matrix) are never said.
+    The model is in evaluation mode meanwhile, keeps its key/value cache even where gradient checkpointing is
+    on, and is left as it was found. No gradients.
+    Errors: ValueError for an empty prompt, for limits of another number than prompts, for a batch size under
+    1 and for a model that returns no cache.
+    """
+    _check_request(prompts, limits, batch_size)
+    steps = max([0, *limits])
+    if uniforms is None:
+        uniforms = draw_uniforms(len(prompts), steps, sampling, generator)
+    # The longest first: what does not fit into memory fails at once, and rows of one batch are padded little.
+    waiting = sorted(
+        (row for row, limit in enumerate(limits) if limit > 0),
+        key=lambda row: (-len(prompts[row]), tuple(prompts[row])),
+    )
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
+    with answering(model):
+        for start in range(0, len(waiting), batch_size):
+            rows = waiting[start : start + batch_size]
+            found = _generate_batch(
+                model,
+                [prompts[row] for row in rows],
+                [limits[row] for row in rows],
+                uniforms[rows],
+                sampling=sampling,
+                eos=eos,
+                vocabulary=vocabulary,
+            )
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = tuple(answer)
+    return answers
+
+
+def draw_uniforms(rows: int, steps: int, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """The random numbers of `rows` answers of at most `steps` tokens; none are drawn when greedy."""
+    if sampling.temperature == 0:
+        return torch.zeros(rows, steps)
+    on = "cpu" if generator is None else generator.device
+    return torch.rand(rows, steps, generator=generator, device=on)
+
+
+def _generate_batch(
+    model: nn.Module,
+    prompts: list[Sequence[int]],
+    limits: list[int],
+    uniforms: Tensor,
+    *,
+    sampling: Sampling,
+    eos: frozenset[int],
+    vocabulary: int | None,
+) -> list[list[int]]:
+    answers: list[list[int]] = [[] for _ in prompts]
+    different = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    logits, state = prefill(model, list(different))
+    uniforms = uniforms.to(logits.device)
+    if len(different) < len(prompts):
+        copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=logits.device)
+        logits, state = logits[copies], select_rows(state, copies)
+    rows = list(range(len(prompts)))
+    writing = set(rows)
+    for step in range(max(limits)):
+        tokens = sample(logits[:, :vocabulary], uniforms[rows, step], sampling)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if row not in writing:
+                continue
+            answers[row].append(token)
+            if token in eos or len(answers[row]) == limits[row]:
+                writing.remove(row)
+        if not writing:
+            break
+        # Leaving the batch copies the cache: worth it when a quarter of the rows leaves together.
+        if 4 * len(writing) <= 3 * len(rows):
+            kept = [place for place, row in enumerate(rows) if row in writing]
+            rows = [rows[place] for place in kept]
+            chosen = torch.tensor(kept, device=tokens.device)
+            tokens, state = tokens[chosen], select_rows(state, chosen)
+        logits, state = decode_one_token(model, tokens, state)
+    return answers
+
+
+def _forward(
+    model: nn.Module, ids: Tensor, mask: Tensor, position: Tensor, cache: Any
+) -> tuple[Tensor, Decoding]:
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    if out.past_key_values is None:
+        raise ValueError(
+            f"{type(model).__name__} returns no key/value cache: answers need a model that keeps one."
+        )
+    return out.logits[:, -1], Decoding(out.past_key_values, mask, position[:, -1] + 1)
+
+
+def _check_request(prompts: Sequence[Sequence[int]], limits: Sequence[int], batch_size: int) -> None:
+    if len(limits) != len(prompts):
+        raise ValueError(f"{len(prompts)} prompts but {len(limits)} limits: give one limit for each prompt.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give 1 or more.")
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"Prompt {row} has no tokens: give at least a begin-of-text token.")
