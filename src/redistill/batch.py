@@ -1,0 +1,152 @@
+"""Rows of token ids -> one padded batch: padding, shifting and masking happen here and nowhere else.
+
+Everything after the model works on `N` flat response positions: position `i` is where the model, having read
+`input_ids` up to there, predicts `targets[i]`. Rows come in three groups, in this order: those only
+distilled on (the student's own answers), those distilled on and fitted (references), those only fitted
+(references whose place a student's answer took). So a slice of positions never mixes groups, and the
+teacher reads only the rows of the first two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from redistill.sample import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence to train on, and which terms look at it.
+
+    spans: one number per response token, -1 outside every phrase; only read where `distill`.
+    """
+
+    sample: Sample
+    spans: tuple[int, ...]
+    sft: bool
+    distill: bool
+
+
+class Counts(NamedTuple):
+    """What each term's sum is divided by, over the whole optimizer step and all ranks."""
+
+    sft: float
+    token: float
+    span: float
+
+
+class Slice(NamedTuple):
+    """A run of response positions of one group; spans never cross its ends."""
+
+    start: int
+    stop: int
+    sft: bool
+    distill: bool
+
+
+class Batch(TypedDict):
+    """input_ids, attention_mask: [B, L], padded on the right. select: [N] flat indices into B * L.
+    targets, spans: [N]. slices: cover the N positions in order. distill_rows, distill_positions: how many rows
+    and positions, counted from the first, the teacher reads. rows: what lies in each row of the batch."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    select: Tensor
+    targets: Tensor
+    spans: Tensor
+    slices: tuple[Slice, ...]
+    distill_rows: int
+    distill_positions: int
+    rows: tuple[Row, ...]
+
+
+def count(rows: Sequence[Row]) -> Counts:
+    """Tokens that are fitted, tokens that are distilled on, and phrases of two tokens or more in the latter."""
+    sft = sum(len(row.sample.response) for row in rows if row.sft)
+    token = sum(len(row.sample.response) for row in rows if row.distill)
+    span = sum(_spans_with_a_pair(row.spans) for row in rows if row.distill)
+    return Counts(sft, token, span)
+
+
+def _spans_with_a_pair(spans: Sequence[int]) -> int:
+    return len({a for a, b in zip(spans, spans[1:], strict=False) if a == b and a >= 0})
+
+
+def split_by_length(rows: Sequence[Row], parts: int) -> list[list[Row]]:
+    """`parts` groups of rows of similar length, as even in number as can be: little of a batch is padding."""
+    ordered = sorted(rows, key=lambda row: len(row.sample.prompt) + len(row.sample.response))
+    edges = [round(part * len(ordered) / parts) for part in range(parts + 1)]
+    return [ordered[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+
+
+def collate(rows: Sequence[Row], pad_id: int, slice_size: int) -> Batch:
+    """Pad `rows` on the right into one batch; rows with an empty response or no term are left out.
+
+    slice_size: the most positions in one slice, exceeded only where one phrase is longer.
+    """
+    rows = [row for row in rows if row.sample.response and (row.sft or row.distill)]
+    rows = sorted(rows, key=lambda row: (not row.distill, row.sft))
+    # The last response token predicts nothing that is trained on, so it is not read.
+    read = [(row.sample.prompt + row.sample.response)[:-1] for row in rows]
+    width = max((len(ids) for ids in read), default=1)
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+    select: list[int] = []
+    targets: list[int] = []
+    spans: list[int] = []
+    groups: list[tuple[int, bool, bool]] = []
+    for place, (row, ids) in enumerate(zip(rows, read, strict=True)):
+        assert row.sample.prompt, "a row needs a prompt of one token or more to predict from"
+        input_ids[place, : len(ids)] = torch.tensor(ids)
+        attention_mask[place, : len(ids)] = 1
+        first = place * width + len(row.sample.prompt) - 1
+        select.extend(range(first, first + len(row.sample.response)))
+        targets.extend(row.sample.response)
+        offset = len(spans)
+        spans.extend(offset + s if s >= 0 and row.distill else -1 for s in row.spans)
+        groups.append((len(targets), row.sft, row.distill))
+    distill = [row for row in rows if row.distill]
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        select=torch.tensor(select, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        spans=torch.tensor(spans, dtype=torch.long),
+        slices=tuple(_slices(groups, spans, slice_size)),
+        distill_rows=len(distill),
+        distill_positions=sum(len(row.sample.response) for row in distill),
+        rows=tuple(rows),
+    )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with its tensors on `device`."""
+    moved: dict[str, Tensor] = {
+        name: batch[name].to(device, non_blocking=True)
+        for name in ("input_ids", "attention_mask", "select", "targets", "spans")
+    }
+    return Batch(**{**batch, **moved})
+
+
+def _slices(groups: list[tuple[int, bool, bool]], spans: list[int], size: int) -> list[Slice]:
+    slices: list[Slice] = []
+    start = 0
+    for place, (end, sft, distill) in enumerate(groups):
+        if place + 1 < len(groups) and groups[place + 1][1:] == (sft, distill):
+            continue
+        while start < end:
+            stop = min(start + size, end)
+            while stop < end and stop > start + 1 and spans[stop] == spans[stop - 1] >= 0:
+                stop -= 1
+            if stop == start + 1 and size > 1:  # one phrase fills the slice: take it whole
+                stop = min(start + size, end)
+                while stop < end and spans[stop] == spans[stop - 1] >= 0:
+                    stop += 1
+            slices.append(Slice(start, stop, sft, distill))
+            start = stop
+    return slices

@@ -1,0 +1,158 @@
+"""The sequence level: what the student is trained on in one optimizer step.
+
+References come in; for a share of them (`lmbda`) the student's own answer takes the place of the reference:
+a fresh one, corrected by SCRG, or an earlier one from the replay buffer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from redistill.config import Config, RevisionSettings, RolloutSettings
+from redistill.generate import Sampling, generate
+from redistill.replay import ReplayBuffer, ShareSchedule
+from redistill.revision import revise_samples
+from redistill.sample import Sample
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher over one vocabulary. eos: the ids that end a text."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    vocabulary: int
+    eos: frozenset[int]
+
+
+@dataclass
+class RolloutState:
+    """What a resumed run must find again: the buffer, the schedule and the random generator."""
+
+    buffer: ReplayBuffer
+    schedule: ShareSchedule
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one optimizer step is trained on.
+
+    references: the data set's samples of this step. student: index into them -> the student's answer that is
+    distilled on in that reference's place. seconds: by phase.
+    """
+
+    references: tuple[Sample, ...]
+    student: dict[int, Sample]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def initial_state(rollout: RolloutSettings, seed: int) -> RolloutState:
+    """An empty buffer, the schedule at its start and a generator seeded with `seed`."""
+    if rollout.schedule == "adaptive":
+        schedule = ShareSchedule(
+            rollout.schedule_start, rollout.lmbda, rollout.schedule_step, rollout.schedule_epsilon
+        )
+    else:
+        schedule = ShareSchedule(rollout.lmbda, rollout.lmbda)
+    return RolloutState(ReplayBuffer(rollout.replay_capacity), schedule, torch.Generator().manual_seed(seed))
+
+
+def sequence_level(
+    references: Sequence[Sample],
+    pair: Pair,
+    config: Config,
+    state: RolloutState,
+    step: int,
+) -> Drawn:
+    """Choose for each reference whether the student's answer takes its place, and write, replay and revise it.
+
+    A reference without a response (prompt-only data) always gets a student's answer. Fresh answers go to the
+    buffer after their revision; replayed ones are revised anew only if `revision.revise_replayed`. step: how
+    many optimizer steps were done before.
+    """
+    rollout, revision = config.rollout, config.revision
+    generator, seconds, per = state.generator, {}, rollout.per
+    share = state.schedule.share if step >= rollout.warmup_steps else 0.0
+    chosen = _lots(len(references), share, per, generator)
+    places = [place for place, sample in enumerate(references) if chosen[place] or not sample.response]
+    earlier = _lots(len(places), rollout.replay_ratio, per, generator)
+    replay_places = [place for place, old in zip(places, earlier, strict=True) if old][: len(state.buffer)]
+    replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
+    fresh_places = [place for place in places if place not in set(replay_places)]
+
+    started = time.perf_counter()
+    fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
+    seconds["rollout"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    if revision.revise_replayed:
+        fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator)
+        fresh, replayed = fresh_and_old[: len(fresh)], fresh_and_old[len(fresh) :]
+    else:
+        fresh = revise(pair, fresh, rollout, revision, generator)
+    seconds["revision"] = time.perf_counter() - started
+
+    state.buffer.push(fresh)
+    student = dict(zip([*replay_places, *fresh_places], [*replayed, *fresh], strict=True))
+    return Drawn(tuple(references), student, seconds)
+
+
+def sampling(rollout: RolloutSettings) -> Sampling:
+    """How the student writes during training."""
+    return Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p)
+
+
+def write(
+    pair: Pair, references: Sequence[Sample], rollout: RolloutSettings, generator: torch.Generator
+) -> list[Sample]:
+    """The student's own answers to the prompts of `references`."""
+    answers = generate(
+        pair.student,
+        [sample.prompt for sample in references],
+        limits=[rollout.max_completion_length] * len(references),
+        sampling=sampling(rollout),
+        eos=pair.eos,
+        generator=generator,
+        batch_size=rollout.batch_size,
+        vocabulary=pair.vocabulary,
+    )
+    return [
+        Sample(sample.prompt, answer, "rollout", sample.source)
+        for sample, answer in zip(references, answers, strict=True)
+    ]
+
+
+def revise(
+    pair: Pair,
+    samples: Sequence[Sample],
+    rollout: RolloutSettings,
+    revision: RevisionSettings,
+    generator: torch.Generator,
+) -> list[Sample]:
+    """SCRG on `samples`, as the settings say; nothing is done with `rounds` 0."""
+    if revision.rounds == 0 or not samples:
+        return list(samples)
+    return revise_samples(
+        pair.student,
+        pair.teacher,
+        samples,
+        rounds=revision.rounds,
+        teacher_token=revision.teacher_token,
+        sampling=sampling(rollout),
+        generator=generator,
+        eos=pair.eos,
+        vocabulary=pair.vocabulary,
+        max_completion_length=rollout.max_completion_length,
+        batch_size=rollout.batch_size,
+    )
+
+
+def _lots(count: int, probability: float, per: str, generator: torch.Generator) -> list[bool]:
+    drawn = torch.rand(1 if per == "step" else count, generator=generator) < probability
+    return drawn.expand(count).tolist()

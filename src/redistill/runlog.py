@@ -1,0 +1,58 @@
+"""What a run leaves behind to be read: one folder, JSON lines, append only.
+
+    steps.jsonl        one record per optimizer step
+    revisions.jsonl    one record per revised answer (text before and after)
+    evaluations.jsonl  one record per validation
+    recipe.yaml        the settings (written by run.py)
+
+`docs/run-folder.md` describes every key. Readers need nothing but these files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends records to the files of one run folder; a record is a flat mapping with its `step`."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def append(self, kind: str, record: dict[str, Any]) -> None:
+        """Add one line to `<kind>.jsonl`."""
+        with (self.folder / f"{kind}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop every record after `step`, and a half-written last line: a resumed run writes them again."""
+        for path in self.folder.glob("*.jsonl"):
+            kept = [record for record in read(path) if record.get("step", 0) <= step]
+            write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of one file, oldest first; stops at a line that a kill cut short."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace `path` by `text` so that a reader, or a kill, never meets half of it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
