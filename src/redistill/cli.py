@@ -1,0 +1,217 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is there at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+app = typer.Typer(
+    name="redistill",
+    help="Distil a large language model into a small one, and revise what the student writes on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Set = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="Override one setting; repeatable.")]
+Output = Annotated[Path | None, typer.Option("--output", help="Run folder.")]
+Template = Annotated[Literal["chat", "alpaca", "plain"], typer.Option(help="How a prompt is written.")]
+TeacherToken = Annotated[Literal["sample", "argmax"], typer.Option(help="Where a correction comes from.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer (or more) optimizer steps than 54.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same table.")] = 0,
+    set_: Set = [],  # noqa: B006  typer copies it
+) -> None:
+    """Distil a real 135M model into one of 99M on this machine, in about ten minutes."""
+    from redistill.demo.pipeline import run_demo
+
+    finished = run_demo(output, _console(), steps=steps, overrides=set_, seed=seed)
+    raise typer.Exit(0 if finished else 130)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See recipes/ for examples.")],
+    set_: Set = [],  # noqa: B006
+    output: Output = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on even under changed settings.")] = False,
+) -> None:
+    """Train a student as RECIPE.yaml says; a run that was stopped goes on from its last checkpoint."""
+    from redistill.config import load_config
+    from redistill.console import evaluation_table
+    from redistill.run import train as run_training
+
+    config = load_config(recipe, set_)
+    console = _console()
+    for doubt in config.warnings():
+        console.print(f"warning: {doubt}", style="yellow", highlight=False)
+    folder = output or Path(str(config.training.get("output_dir", Path("runs") / recipe.stem)))
+    outcome = run_training(config, folder, console, go_on=resume)
+    if not outcome.finished:
+        console.print(f"Saved at step {outcome.step}. The same command goes on from there.")
+        raise typer.Exit(130)
+    if outcome.rows:
+        console.print(evaluation_table(outcome.rows))
+    console.print(f"The student lies in {outcome.student}.", soft_wrap=True)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to shorten.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the shorter one.")],
+    keep: Annotated[str, typer.Option(help='How many layers, a list "0,1,5", or a rule ("every_second").')],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training data whose prompts measure block influence; ours if left out."),
+    ] = None,
+    template: Template = "chat",
+    prompts: Annotated[int, typer.Option(min=1, help="How many of them.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+) -> None:
+    """Make a student from some of a model's layers, by default those with the most influence."""
+    from redistill.data import load_examples
+    from redistill.demo.pipeline import HERE
+    from redistill.models import load_model, load_tokenizer, parameter_count
+    from redistill.prepare import texts_of
+    from redistill.run import save_model
+    from redistill.student import prune_layers, select_layers
+
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: name a new folder for the pruned model")
+    tokenizer = load_tokenizer(model)
+    examples = load_examples(data or str(HERE), split="train", limit=prompts).examples
+    whole = load_model(model, dtype=dtype)
+    layers = select_layers(whole, keep, texts_of(examples, tokenizer, template))
+    pruned = prune_layers(whole, layers)
+    save_model(pruned, tokenizer, output)
+    before, after = parameter_count(whole) / 1e6, parameter_count(pruned) / 1e6
+    _console().print(
+        f"Kept {len(layers)} layers {list(layers)}: {before:.1f}M -> {after:.1f}M parameters, in {output}.",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    data: Annotated[str, typer.Option(help="Data set with responses: hub id, folder, .jsonl or .parquet.")],
+    teacher: Annotated[str | None, typer.Option(help="Measures forward KL to it, and adds its row.")] = None,
+    split: Annotated[str, typer.Option(help="Split, where the data has several.")] = "test",
+    seeds: Annotated[str, typer.Option(help="One set of sampled answers each.")] = "10,20,30",
+    temperature: Annotated[float, typer.Option(help="Of the sampled answers.")] = 1.0,
+    template: Template = "chat",
+    max_prompt_length: Annotated[int, typer.Option(min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    output: Annotated[Path, typer.Option(help="Folder for results.json and the answers.")] = Path(
+        "runs/evaluate"
+    ),
+) -> None:
+    """Score a model's answers: ROUGE-L greedy and over seeds, perplexity, and KL to a teacher."""
+    from redistill.commands import Request
+    from redistill.commands import evaluate as run_evaluation
+    from redistill.console import evaluation_table
+
+    request = Request(
+        data=data,
+        split=split,
+        seeds=_integers(seeds, "--seeds"),
+        temperature=temperature,
+        template=template,
+        max_prompt_length=max_prompt_length,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        limit=limit,
+        dtype=dtype,
+    )
+    rows = run_evaluation(model, teacher, request, output)
+    console = _console()
+    console.print(evaluation_table(rows))
+    console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def revise(
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    student: Annotated[str, typer.Option(help="Hub id or folder.")],
+    teacher: Annotated[str, typer.Option(help="Hub id or folder, of the same vocabulary.")],
+    rounds: Annotated[int, typer.Option(min=1, help="Corrections.")] = 1,
+    teacher_token: TeacherToken = "sample",
+    temperature: Annotated[float, typer.Option(min=0, help="Of the student; 0 is greedy.")] = 1.0,
+    template: Template = "chat",
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Let the student answer PROMPT and show what SCRG would correct, position by position."""
+    from redistill.commands import Request
+    from redistill.commands import revise as show
+
+    request = Request(template=template, max_new_tokens=max_new_tokens, temperature=temperature)
+    show(
+        prompt,
+        student,
+        teacher,
+        request,
+        rounds=rounds,
+        teacher_token=teacher_token,
+        seed=seed,
+        console=_console(),
+    )
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def _integers(text: str, option: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"{option} is {text!r}: give whole numbers with commas, like 10,20,30") from None
+
+
+def _quiet() -> None:
+    """Libraries speak through our own lines; their progress bars and notices would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
+    _quiet()
+    try:
+        app()
+    except ValueError as problem:
+        _fail(str(problem), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; what was saved before goes on with the same command", 130)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"the disk is full ({problem.filename or 'while saving'}): the last checkpoint is whole; "
+              "make room and run the same command again", 1)  # fmt: skip
+    except RuntimeError as problem:
+        if type(problem).__name__ != "NotFinite":
+            raise
+        _fail(str(problem), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"redistill: {message}", file=sys.stderr)
+    raise SystemExit(code)

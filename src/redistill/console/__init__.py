@@ -1,0 +1,22 @@
+"""What a run says on the terminal: tables, a revision as a person would mark it, and progress.
+
+Model text is text here and nothing else: neither read as markup nor let through with control characters.
+All is readable without colour too. Importing this loads rich, but neither torch nor transformers.
+"""
+
+from redistill.console.marks import Marked, marked_from_sample, marked_revision, show_revision
+from redistill.console.plain import plain_text
+from redistill.console.progress import StepDisplay, training_progress
+from redistill.console.tables import evaluation_table, position_table
+
+__all__ = [
+    "Marked",
+    "StepDisplay",
+    "evaluation_table",
+    "marked_from_sample",
+    "marked_revision",
+    "plain_text",
+    "position_table",
+    "show_revision",
+    "training_progress",
+]

@@ -1,0 +1,87 @@
+"""The two tables: models beside each other, and the positions of one response."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from redistill.console.plain import one_line
+from redistill.evaluation.score import EvaluationRow
+
+
+def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
+    """One line per model: size, ROUGE-L, KL to the teacher, perplexity, speed; "-" is "not measured"."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    headers = (
+        "parameters",
+        "ROUGE-L\ngreedy",
+        "ROUGE-L\nmean ± std",
+        "KL to\nteacher",
+        "perplexity",
+        "tokens/s",
+    )
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        mean = _number(row.rougeL_mean, 2)
+        table.add_row(
+            Text(one_line(row.name)),
+            count_text(row.parameters),
+            _number(row.rougeL_greedy, 2),
+            mean if row.rougeL_std is None else f"{mean} ± {row.rougeL_std:.2f}",
+            _number(row.kl_to_teacher, 3),
+            _number(row.perplexity, 1),
+            _number(row.tokens_per_second, 0),
+        )
+    return table
+
+
+def count_text(count: int) -> str:
+    """134515008 -> "134.5M"."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        # 999,960 would round to 1000.0K.
+        if count >= size * 0.99995:
+            return f"{count / size:.1f}{letter}"
+    return str(count)
+
+
+def _number(value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    if abs(value) >= 1e7:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def position_table(
+    tokens: Sequence[str], kl: Sequence[float], teacher_tokens: Sequence[str], error: int | None
+) -> Table:
+    """Each position of a response: the student's token, the teacher's, the KL between them (nats, with a bar
+    against the largest), and which one is corrected."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("student", overflow="fold")
+    table.add_column("teacher", overflow="fold")
+    table.add_column("KL", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    largest = max([value for value in kl if math.isfinite(value)], default=0.0)
+    for place, (token, value, wanted) in enumerate(zip(tokens, kl, teacher_tokens, strict=True)):
+        bar = "█" * round(20 * min(value / largest, 1.0)) if largest > 0 and value > 0 else ""
+        table.add_row(
+            str(place + 1),
+            Text(_token(token)),
+            Text(_token(wanted), style="dim" if wanted == token else "green"),
+            f"{value:.2f}",
+            f"{bar} ◀ error" if place == error else bar,
+            style="bold red" if place == error else None,
+        )
+    return table
+
+
+def _token(token: str) -> str:
+    return one_line(token).replace(" ", "·")

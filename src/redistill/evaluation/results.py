@@ -1,0 +1,70 @@
+"""results.json: the rows of a table beside versions, seeds, seconds and peak memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from redistill.evaluation.score import EvaluationRow
+from redistill.runlog import write_whole
+
+
+def write_results(
+    path: Path,
+    rows: Sequence[EvaluationRow],
+    *,
+    seeds: Sequence[int],
+    seconds: float,
+    peak_memory_bytes: int,
+    **settings: Any,
+) -> None:
+    """Replace `path` by the table as JSON: `rows` (see `EvaluationRow`) beside what they were made with.
+
+    seconds: of the whole run. settings: whatever else the rows were made with, plain JSON values, under that
+        key. `versions()` are written too. A row's number that is not finite becomes null.
+    """
+    record = {
+        "rows": [_finite(asdict(row)) for row in rows],
+        "seeds": list(seeds),
+        "versions": versions(),
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "settings": settings,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of redistill, torch, transformers and python; "unknown" for one not installed."""
+    found = {}
+    for package in ("redistill", "torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return {**found, "python": platform.python_version()}
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far, a GPU's not counted; 0 on Windows, which tells none."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

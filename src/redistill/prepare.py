@@ -1,0 +1,179 @@
+"""A recipe -> models, tokenizer and samples, checked before any training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from redistill.chat import Template, to_sample
+from redistill.config import Config
+from redistill.data import DataError, load_examples
+from redistill.models import (
+    add_lora,
+    check_forward,
+    load_model,
+    load_tokenizer,
+    parameter_count,
+    shared_vocabulary,
+)
+from redistill.sample import Example, Sample
+from redistill.student import prune_layers, select_layers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of the data: samples, and of each the accepted responses and the question as text."""
+
+    samples: tuple[Sample, ...] = ()
+    references: tuple[tuple[str, ...], ...] = ()
+    questions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a `DistillTrainer` needs, over one vocabulary."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    train: Split
+    heldout: Split
+    evaluation: Split
+
+
+def prepare(config: Config) -> Prepared:
+    """Load what `config` names. Raises ValueError (and DataError) with what is wrong and what to do."""
+    settings = config.teacher
+    tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
+    # Data first: a broken file should not cost the loading of two models.
+    train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit)
+    heldout = load_heldout(config, tokenizer)
+    evaluation = load_evaluation(config, tokenizer, heldout)
+    teacher = load_model(
+        settings.model_name_or_path,
+        dtype=settings.dtype,
+        revision=settings.model_revision,
+        attn_implementation=settings.attn_implementation,
+    )
+    student = load_student(config, teacher, tokenizer, train.samples)
+    for model in (student, teacher):
+        check_forward(model, shared_vocabulary(tokenizer, tokenizer, student, teacher))
+    log.info("student %s parameters, teacher %s", parameter_count(student), parameter_count(teacher))
+    return Prepared(student, teacher, tokenizer, train, heldout, evaluation)
+
+
+def load_student(
+    config: Config, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
+) -> PreTrainedModel:
+    """The student as the recipe says: loaded, or pruned from the teacher; with LoRA where set."""
+    settings = config.student
+    if settings.prune is not None:
+        prompts = [s.prompt + s.response for s in samples[: settings.prune.prompts]]
+        layers = select_layers(teacher, settings.prune.keep, prompts)
+        log.info("student keeps layers %s of the teacher", list(layers))
+        student = prune_layers(teacher, layers)
+    else:
+        assert settings.model_name_or_path is not None
+        student = load_model(
+            settings.model_name_or_path,
+            dtype=settings.dtype,
+            revision=settings.model_revision,
+            attn_implementation=settings.attn_implementation,
+        )
+        own = load_tokenizer(settings.model_name_or_path, settings.model_revision)
+        shared_vocabulary(own, tokenizer, student, teacher)
+    if settings.lora is None:
+        return student
+    # peft's wrapper answers to everything that the engine and we ask of a model.
+    return cast(PreTrainedModel, add_lora(student, settings.lora))
+
+
+def load_split(
+    config: Config, tokenizer: PreTrainedTokenizerBase, path: str, split: str, limit: int | None
+) -> Split:
+    """Samples of one split; what was left out is counted and said."""
+    data = config.data
+    loaded = load_examples(path, name=data.name, split=split, limit=limit, max_bad_share=data.max_bad_share)
+    for problem in loaded.problems[:5]:
+        log.warning("left out: %s: %s", problem.source, problem.what)
+    return to_split(config, tokenizer, loaded.examples)
+
+
+def load_heldout(config: Config, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """What validation reads: `data.eval_path` or `data.eval_split`; nothing without either."""
+    data = config.data
+    if data.eval_path is None and data.eval_split is None:
+        return Split()
+    split = data.eval_split or ("test" if data.eval_path else data.split)
+    return load_split(config, tokenizer, data.eval_path or data.path, split, data.eval_limit)
+
+
+def load_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, heldout: Split) -> Split:
+    """What is answered and scored: `evaluation.path`, or else the held-out data."""
+    settings = config.evaluation
+    if settings.path is not None:
+        return load_split(config, tokenizer, settings.path, settings.split or "test", settings.limit)
+    end = settings.limit
+    return Split(heldout.samples[:end], heldout.references[:end], heldout.questions[:end])
+
+
+def to_split(config: Config, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Split:
+    """Examples -> samples, under the recipe's template and limits."""
+    data, kept, left_out = config.data, [], []
+    for example in examples:
+        sample = to_sample(
+            example,
+            tokenizer,
+            template=data.template,
+            system=data.system,
+            max_prompt_length=data.max_prompt_length,
+            max_completion_length=config.rollout.max_completion_length,
+            on_long_prompt=data.on_long_prompt,
+        )
+        if isinstance(sample, str):
+            left_out.append(f"{example.source}: {sample}")
+        else:
+            kept.append((sample, example.references, question(example)))
+    for line in left_out[:5]:
+        log.warning("left out: %s", line)
+    if left_out:
+        log.warning("%d of %d records left out by the length limits", len(left_out), len(examples))
+    if examples and not kept:
+        raise DataError(
+            f"{Path(data.path).name}: every prompt is over data.max_prompt_length = {data.max_prompt_length} "
+            "tokens; raise it, or set data.on_long_prompt: truncate"
+        )
+    return Split(*(tuple(column) for column in zip(*kept, strict=True))) if kept else Split()
+
+
+def question(example: Example) -> str:
+    """What is asked, without the template: the last turn of a conversation, with its context."""
+    text = example.prompt if isinstance(example.prompt, str) else example.prompt[-1].content
+    return f"{text}\n\n{example.context}" if example.context else text
+
+
+def texts_of(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[tuple[int, ...]]:
+    """Prompt and reference of each example as one run of ids, of at most 512: what block influence reads."""
+    texts = []
+    for example in examples:
+        sample = to_sample(
+            example,
+            tokenizer,
+            template=template,
+            system=None,
+            max_prompt_length=256,
+            max_completion_length=256,
+            on_long_prompt="truncate",
+        )
+        if isinstance(sample, Sample):
+            texts.append(sample.prompt + sample.response)
+    return texts

@@ -1,0 +1,118 @@
+"""One training run in one folder: start it or go on with it, and leave a student that stands by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+
+from redistill import checkpoint
+from redistill.config import Config
+from redistill.console import training_progress
+from redistill.evaluation.score import EvaluationRow
+from redistill.measure import Bench
+from redistill.prepare import Prepared, prepare
+from redistill.runlog import write_whole
+from redistill.trainer import DistillTrainer
+
+# For what a recipe's `training` section leaves out: our own bar instead of the engine's, every step logged.
+ENGINE_DEFAULTS = {"disable_tqdm": True, "report_to": "none", "logging_steps": 1}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """finished: the last step was done. step: the last one done. student: where the saved model lies.
+    rows: the table, where the recipe asks for one."""
+
+    finished: bool
+    step: int
+    student: Path
+    rows: tuple[EvaluationRow, ...] = ()
+
+
+def train(
+    config: Config, folder: Path, console: Console, *, prepared: Prepared | None = None, go_on: bool = False
+) -> Outcome:
+    """Run `config` in `folder`; where a checkpoint lies there, from it.
+
+    A recipe with an `evaluation` section is measured: teacher and student before, student after.
+    prepared: models and samples already loaded, or None. go_on: continue even under changed settings.
+    Raises ValueError when the folder holds a run of another recipe.
+    """
+    started = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config.model_copy(
+        update={"training": {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}}
+    )
+    last = checkpoint.latest(folder)
+    if last is not None and not go_on:
+        refuse_other_recipe(config, folder)
+    write_whole(folder / "recipe.yaml", config.to_yaml())
+    checkpoint.clear_unfinished(folder)
+    prepared = prepared or prepare(config)
+    bench, earlier = Bench(config, prepared, folder, console), []
+    if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
+        earlier = bench.rows_before(going_on=last is not None)
+    signals = checkpoint.SaveOnSignal()
+    trainer = DistillTrainer(
+        prepared.student,
+        prepared.teacher,
+        config,
+        prepared.tokenizer,
+        prepared.train.samples,
+        prepared.heldout.samples,
+        callbacks=[training_progress(console), signals],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if last is not None:
+        console.print(f"Going on from {last}.", highlight=False)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    step, finished = trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
+    student = folder / "student"
+    if not finished:
+        return Outcome(False, step, student)
+    save_model(prepared.student, prepared.tokenizer, student)
+    seconds = time.perf_counter() - started
+    rows = bench.finish(earlier, steps=step, seconds=seconds) if measured else []
+    return Outcome(True, step, student, tuple(rows))
+
+
+def refuse_other_recipe(config: Config, folder: Path) -> None:
+    """Raises ValueError naming what differs between `config` and the recipe of the run in `folder`."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return
+    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
+    changed = sorted(k for k, v in _flat(now).items() if _flat(before).get(k) != v)
+    changed += sorted(set(_flat(before)) - set(_flat(now)))
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({', '.join(changed[:5])} changed). "
+            "Choose another --output for a new run, or pass --resume to go on with it under the new settings."
+        )
+
+
+def _flat(tree: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(tree, dict) or not tree:
+        return {prefix: tree}
+    return {key: leaf for k, v in tree.items() for key, leaf in _flat(v, f"{prefix}.{k}".lstrip(".")).items()}
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A plain Hugging Face model (or adapter) folder, whole or not there."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with checkpoint.saving(folder.parent):
+            model.save_pretrained(str(partial))
+            tokenizer.save_pretrained(str(partial))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,72 @@
+"""The demo's data as shipped, and, once, the real thing at a few steps."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from redistill.data import load_examples
+
+DATA = files("redistill.demo")
+
+
+def records(split):
+    text = (DATA / f"{split}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def grams(record):
+    words = f"{record['instruction']} {record['input']} {record['output']}".lower().split()
+    return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
+
+
+def test_enough_records_of_every_kind():
+    train, held = records("train"), records("heldout")
+    assert len(train) >= 300 and len(held) >= 64
+    assert len(Counter(r["kind"] for r in train)) >= 8
+    assert Counter(r["kind"] for r in train).keys() == Counter(r["kind"] for r in held).keys()
+    assert min(Counter(r["kind"] for r in held).values()) >= 8
+    for record in [*train, *held]:
+        assert record["instruction"].strip() and 8 <= len(record["output"].split()) <= 60
+
+
+def test_no_near_copy_across_or_inside_the_split():
+    train, held = [grams(r) for r in records("train")], [grams(r) for r in records("heldout")]
+    everything = train + held
+    for place, one in enumerate(everything):
+        for other in everything[:place]:
+            assert len(one & other) / min(len(one), len(other)) < 0.3
+
+
+def test_every_record_is_read():
+    loaded = load_examples(str(DATA), split="train")
+    assert len(loaded.examples) == 312 and not loaded.problems
+
+
+@pytest.mark.real
+def test_the_real_demo_at_a_few_steps(tmp_path):
+    try:
+        from redistill.demo.teacher import prepare_teacher
+
+        prepare_teacher()
+    except ValueError as problem:
+        pytest.skip(str(problem))
+    ended = subprocess.run(
+        [
+            sys.executable, "-m", "redistill", "demo", "--steps", "2", "--output", str(tmp_path / "demo"),
+            "--set", "data.eval_limit=8", "--set", "evaluation.max_new_tokens=16",
+            "--set", "training.per_device_train_batch_size=4",
+        ],
+        capture_output=True, text=True, check=False, timeout=400,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = json.loads((tmp_path / "demo" / "results.json").read_text())
+    teacher, before, after = results["rows"]
+    assert [r["name"] for r in results["rows"]] == ["teacher", "student before", "student after"]
+    assert round(teacher["parameters"] / 1e6, 1) == 134.5 and round(after["parameters"] / 1e6, 1) == 99.1
+    assert after["kl_to_teacher"] < before["kl_to_teacher"] and teacher["kl_to_teacher"] == 0
+    assert "redistill revise" in ended.stdout and "ROUGE" in ended.stdout
+    assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()

@@ -1,0 +1,238 @@
+"""The whole step inside the engine: one loss curve however the batch is cut, and resume equals uninterrupted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import tiny_llama, tiny_tokenizer
+
+from redistill import DistillTrainer, Sample
+from redistill.checkpoint import latest
+from redistill.config import Config
+from redistill.models import load_model
+from redistill.runlog import read
+from redistill.trainer import NotFinite
+
+TOKENIZER = tiny_tokenizer()
+
+
+def samples(count, seed=0):
+    words = TOKENIZER.decode(
+        TOKENIZER.encode("the old river runs past a mill where small boats wait")
+    ).split()
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for place in range(count):
+        chosen = torch.randint(len(words), (4 + place % 5,), generator=generator).tolist()
+        prompt = TOKENIZER.encode(" ".join(words[i] for i in chosen[:2]))
+        text = TOKENIZER.encode(" " + " ".join(words[i] for i in chosen))
+        made.append(Sample(tuple(prompt), (*text, TOKENIZER.eos_token_id), source=f"made:{place}"))
+    return made
+
+
+def recipe(folder, *, batch=8, accumulate=1, steps=6, **changes):
+    sections = {
+        "student": {"model_name_or_path": "tiny"},
+        "teacher": {"model_name_or_path": "tiny"},
+        "data": {"path": "none", "eval_split": "none"},
+        "rollout": {"lmbda": 0.5, "per": "sample", "replay_ratio": 0.3, "max_completion_length": 12,
+                    "schedule": "adaptive", "schedule_start": 0.4, "schedule_epsilon": 0.0, "replay_capacity": 20},
+        "revision": {"rounds": 1},
+        "objective": {"chunk_size": 32, "span_weight": 5.0, "dac": {"coverage": 0.1, "learning_rate": 0.01}},
+        "training": {
+            "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": accumulate, "learning_rate": 0.01, "logging_steps": 1,
+            "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "use_cpu": True, "report_to": "none",
+            "disable_tqdm": True, "seed": 3, "save_total_limit": 2,
+        },
+    }  # fmt: skip
+    for name, section in changes.items():
+        sections[name] = {**sections[name], **section}
+    return Config.model_validate(sections)
+
+
+def trainer(config, student=None):
+    student = student or tiny_llama(len(TOKENIZER), layers=2, seed=1)
+    teacher = tiny_llama(len(TOKENIZER), layers=2, hidden=48, seed=2)
+    return DistillTrainer(student, teacher, config, TOKENIZER, samples(24), samples(6, seed=9))
+
+
+def curve(folder):
+    volatile = ("seconds", "tokens_per_second")
+    return [
+        {k: v for k, v in record.items() if not k.startswith(volatile)}
+        for record in read(folder / "steps.jsonl")
+    ]
+
+
+def assert_same_curve(one, other, tolerance=2e-4):
+    assert len(one) == len(other) > 0
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=tolerance, abs=1e-5), (a["step"], key)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run = trainer(recipe(folder))
+    run.train()
+    return folder, run
+
+
+def test_every_term_is_logged_and_the_loss_is_their_sum(whole):
+    records = curve(whole[0])
+    assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
+    for r in records:
+        assert r["span"] >= 0 and 0 <= r["token"] <= r["kl"] * 1.001
+        coverage = r["loss"] - (r["sft"] + r["token"] + 5.0 * r["span"])
+        assert coverage >= -1e-4, "coverage alone stands beside the three terms"
+        assert 0 <= r["lower"] < r["upper"] <= 1 and 0 < r["retained_mass"] <= 1.0001
+    assert any(r.get("share_revised", 0) > 0 for r in records)
+    assert list(read(whole[0] / "revisions.jsonl")) and len(list(read(whole[0] / "evaluations.jsonl"))) == 3
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(4, 2), (1, 8)])
+def test_one_loss_curve_however_the_batch_is_cut(whole, tmp_path, batch, accumulate):
+    trainer(recipe(tmp_path, batch=batch, accumulate=accumulate)).train()
+    assert_same_curve(curve(tmp_path), curve(whole[0]))
+
+
+def test_slices_do_not_change_the_curve(whole, tmp_path):
+    trainer(recipe(tmp_path, objective={"chunk_size": 5})).train()
+    assert_same_curve(curve(tmp_path), curve(whole[0]))
+
+
+def test_stop_and_resume_equals_uninterrupted(whole, tmp_path):
+    first = trainer(recipe(tmp_path))
+    first.args.max_steps = 6
+
+    class Stop(Exception):
+        pass
+
+    after = first.after_step
+
+    def stop_at_five():
+        after()
+        if first.state.global_step == 5:
+            raise Stop
+
+    first.after_step = stop_at_five
+    with pytest.raises(Stop):
+        first.train()
+    last = latest(tmp_path)
+    assert last is not None and last.name == "checkpoint-4"
+    second = trainer(recipe(tmp_path))
+    second.train(resume_from_checkpoint=str(last))
+    assert_same_curve(curve(tmp_path), curve(whole[0]), tolerance=1e-7)
+    for a, b in zip(second.pair.student.parameters(), whole[1].pair.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(second.objective.parameters(), whole[1].objective.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert second.rollout_state.buffer.state() == whole[1].rollout_state.buffer.state()
+    assert second.rollout_state.schedule == whole[1].rollout_state.schedule
+
+
+def test_the_clip_network_learns_at_its_own_rate(whole):
+    fresh = trainer(recipe(whole[0].parent / "fresh"))
+    moved = [
+        not torch.equal(a, b)
+        for a, b in zip(fresh.objective.parameters(), whole[1].objective.parameters(), strict=True)
+    ]
+    assert any(moved)
+    fresh.create_optimizer()
+    assert fresh.optimizer.param_groups[-1]["lr"] == 0.01
+
+
+def test_checkpoint_is_a_plain_model_and_only_the_newest_stay(whole):
+    folder, run = whole
+    assert sorted(p.name for p in folder.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    loaded = load_model(folder / "checkpoint-6")
+    for a, b in zip(loaded.parameters(), run.pair.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_that_is_not_finite_updates_nothing_and_three_stop_the_run(tmp_path):
+    run = trainer(recipe(tmp_path, rollout={"lmbda": 0.0, "schedule": "constant"}))
+    forward, calls = run.objective.forward, []
+
+    def poisoned(*args):
+        loss, stats = forward(*args)
+        calls.append(run.state.global_step)
+        return (loss * float("nan") if run.state.global_step in poison else loss), stats
+
+    run.objective.forward = poisoned
+    poison = {1}
+    before = {}
+    create = run.create_optimizer
+
+    def remember(*args):
+        before.update({n: p.detach().clone() for n, p in run.pair.student.named_parameters()})
+        return create(*args)
+
+    run.create_optimizer = remember
+    run.train()
+    assert run.skipped == 1
+    assert all(torch.isfinite(p).all() for p in run.pair.student.parameters())
+    assert any(not torch.equal(before[n], p) for n, p in run.pair.student.named_parameters())
+
+    stopped = trainer(recipe(tmp_path / "stopped", rollout={"lmbda": 0.0, "schedule": "constant"}))
+    start = [p.detach().clone() for p in stopped.pair.student.parameters()]
+    whole_forward = stopped.objective.forward
+    stopped.objective.forward = lambda *a: (whole_forward(*a)[0] * float("inf"), whole_forward(*a)[1])
+    with pytest.raises(NotFinite, match=r"3 steps in a row.*none yet|3 steps in a row.*checkpoint-2"):
+        stopped.train()
+    assert all(torch.equal(a, b) for a, b in zip(start, stopped.pair.student.parameters(), strict=True))
+
+
+def test_prompt_only_data_and_plain_losses(tmp_path):
+    bare = [Sample(s.prompt, (), source=s.source) for s in samples(8)]
+    config = recipe(tmp_path, steps=2, objective={"token_loss": "jensen_shannon", "dac": {}, "span_weight": 0.0},
+                    rollout={"schedule": "constant"})  # fmt: skip
+    run = trainer(config)
+    run.train_dataset = bare
+    run.train()
+    records = curve(tmp_path)
+    assert all(r["student_samples"] == 8 and "sft" not in r and "lower" not in r for r in records)
+
+
+def test_bf16_stays_near_fp32(whole, tmp_path):
+    config = recipe(tmp_path, steps=1)
+    trainer(
+        config.model_copy(update={"training": {**config.training, "bf16": True, "eval_strategy": "no"}})
+    ).train()
+    one, other = curve(tmp_path)[0], curve(whole[0])[0]
+    assert one["sft"] == pytest.approx(other["sft"], rel=0.02) and one["sft"] != other["sft"]
+
+
+KILLED_WHILE_SAVING = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from redistill import checkpoint
+from test_trainer import recipe, trainer
+real = checkpoint.save_state
+def dies(folder, *rest):
+    if folder.name == "checkpoint-4":
+        (folder / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(folder, *rest)
+checkpoint.save_state = dies
+trainer(recipe(Path(sys.argv[2]))).train()
+"""
+
+
+def test_killed_while_saving_the_previous_checkpoint_loads(whole, tmp_path, request):
+    code = [sys.executable, "-c", KILLED_WHILE_SAVING, str(request.path.parent), str(tmp_path)]
+    ended = subprocess.run(code, capture_output=True, check=False)
+    assert ended.returncode == -9, ended.stderr.decode()[-2000:]
+    last = latest(tmp_path)
+    assert last is not None and last.name == "checkpoint-2"
+    run = trainer(recipe(tmp_path))
+    run.train(resume_from_checkpoint=str(last))
+    assert_same_curve(curve(tmp_path), curve(whole[0]), tolerance=1e-7)
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
