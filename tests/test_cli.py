@@ -64,6 +64,15 @@ def test_train_then_evaluate_then_revise(place):
     assert [s["step"] for s in steps] == [1, 2, 3, 4] and {"sft", "token", "kl", "revision"} & set(steps[0])
     assert (place / "out" / "student" / "model.safetensors").is_file()
 
+    weights = (place / "out" / "student" / "model.safetensors").read_bytes()
+    said = redistill(
+        "train", "recipe.yaml", "--output", "out", "--set", "training.logging_steps=1", cwd=place
+    )
+    assert (
+        "was finished" in said.stdout and len((place / "out" / "steps.jsonl").read_text().splitlines()) == 4
+    )
+    assert (place / "out" / "student" / "model.safetensors").read_bytes() == weights
+
     said = redistill(
         "evaluate", "out/student", "--teacher", "teacher", "--data", "data", "--seeds", "1,2",
         "--max-new-tokens", "8", "--output", "scores", cwd=place,
@@ -87,6 +96,17 @@ def test_train_then_evaluate_then_revise(place):
         cwd=place,
     )
     assert "KL" in said.stdout
+
+
+def test_a_recipe_with_an_evaluation_section_ends_in_a_table(place):
+    said = redistill(
+        "train", "recipe.yaml", "--output", "measured", "--set", "training.max_steps=2",
+        "--set", "evaluation={seeds: [1, 2], max_new_tokens: 6}", cwd=place,
+    )  # fmt: skip
+    rows = json.loads((place / "measured" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["teacher", "student before", "student after"]
+    assert "student after" in said.stdout
+    assert rows[1]["kl_to_teacher"] != rows[2]["kl_to_teacher"]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(place):

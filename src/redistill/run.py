@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
 
 from redistill import checkpoint
 from redistill.config import Config
@@ -70,10 +70,7 @@ def train(
         callbacks=[training_progress(console), signals],
     )
     trainer.remove_callback(PrinterCallback)
-    if last is not None:
-        console.print(f"Going on from {last}.", highlight=False)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
-    step, finished = trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
+    step, finished = _train_from(trainer, last, console)
     student = folder / "student"
     if not finished:
         return Outcome(False, step, student)
@@ -81,6 +78,20 @@ def train(
     seconds = time.perf_counter() - started
     rows = bench.finish(earlier, steps=step, seconds=seconds) if measured else []
     return Outcome(True, step, student, tuple(rows))
+
+
+def _train_from(trainer: DistillTrainer, last: Path | None, console: Console) -> tuple[int, bool]:
+    """Train to the end or to an interruption: the last step done, and whether it is the end."""
+    if last is not None:
+        done = TrainerState.load_from_json(str(last / "trainer_state.json")).global_step
+        *_, end = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+        if done >= end:  # killed while measuring, or run again: the engine would do one step too many
+            console.print(f"Training was finished: reading {last}.", highlight=False)
+            trainer.load_weights(last)
+            return done, True
+        console.print(f"Going on from {last}.", highlight=False)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    return trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
 
 
 def refuse_other_recipe(config: Config, folder: Path) -> None:

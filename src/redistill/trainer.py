@@ -159,14 +159,8 @@ class DistillTrainer(Trainer):
         if not inputs["slices"]:
             return torch.zeros((), device=self.args.device, requires_grad=True)
         with self.accelerator.autocast():
-            loss, stats = batch_loss(
-                self.objective,
-                self.pair.student,
-                self.teacher,
-                inputs,
-                num_items_in_batch,
-                self.pair.vocabulary,
-            )
+            student, size = self.pair.student, self.pair.vocabulary
+            loss, stats = batch_loss(self.objective, student, self.teacher, inputs, num_items_in_batch, size)
         self._stats.append(stats)
         self._losses.append(loss.detach())
         return loss * self.args.world_size
@@ -245,10 +239,10 @@ class DistillTrainer(Trainer):
 
     # Checkpoints
 
+    _unfinished: Path | None = None
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._unfinished or super()._get_output_dir(trial))
-
-    _unfinished: Path | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Let the engine write beside the run's checkpoints, add our state, then move it in as a whole."""
@@ -266,6 +260,10 @@ class DistillTrainer(Trainer):
             checkpoint.clear_unfinished(run)
         best = self.state.best_model_checkpoint
         rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=False)
+
+    def load_weights(self, folder: Path) -> None:
+        """Student, clip network and rollout state as a checkpoint has them, without going on to train."""
+        self._load_from_checkpoint(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
