@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def main(run: Path) -> None:
     """Draw the table and the revisions of `run`."""
     tokenizer = AutoTokenizer.from_pretrained(run / "student")
     rows = [EvaluationRow(**row) for row in json.loads((run / "results.json").read_text())["rows"]]
-    questions = {example.source: question(example) for example in load_examples(str(HERE)).examples}
+    questions = {
+        Path(example.source).name: question(example) for example in load_examples(str(HERE)).examples
+    }
     console = Console(record=True, width=88, file=io.StringIO(), force_terminal=True)
     console.print(evaluation_table(rows))
     for record in telling_revisions(read(run / "revisions.jsonl"), 2):
@@ -35,13 +38,15 @@ def main(run: Path) -> None:
                 marked_from_sample(
                     sample_of(record),
                     tokenizer,
-                    prompt=questions[record["source"]],
+                    prompt=questions[Path(record["source"]).name],
                     log_likelihood=record["log_likelihood_after"],
                 )
             )
         )
     target = Path(__file__).parent / "demo.svg"
-    target.write_text(console.export_svg(title="redistill demo"), encoding="utf-8")
+    # Without rich's web fonts: the picture must not fetch anything.
+    svg = re.sub(r"@font-face\s*{[^}]*}", "", console.export_svg(title="redistill demo"))
+    target.write_text(svg, encoding="utf-8")
     print(target)
 
 

@@ -37,15 +37,22 @@ class Outcome:
 
 
 def train(
-    config: Config, folder: Path, console: Console, *, prepared: Prepared | None = None, go_on: bool = False
+    config: Config,
+    folder: Path,
+    console: Console,
+    *,
+    prepared: Prepared | None = None,
+    go_on: bool = False,
+    started: float | None = None,
 ) -> Outcome:
     """Run `config` in `folder`; where a checkpoint lies there, from it.
 
     A recipe with an `evaluation` section is measured: teacher and student before, student after.
     prepared: models and samples already loaded, or None. go_on: continue even under changed settings.
+    started: `time.perf_counter()` from which the seconds in results.json count; this call if left out.
     Raises ValueError when the folder holds a run of another recipe.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     folder.mkdir(parents=True, exist_ok=True)
     config = config.model_copy(
         update={"training": {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}}

@@ -36,7 +36,7 @@ def run_demo(
     config = demo_config(teacher, [*overrides, *([f"training.max_steps={steps}"] if steps else [])], seed)
     with console.status("Choosing the student's layers"):
         prepared = prepare(config)
-    outcome = train(config, folder, console, prepared=prepared)
+    outcome = train(config, folder, console, prepared=prepared, started=started)
     if not outcome.finished:
         console.print(f"\nSaved at step {outcome.step}. Go on with: redistill demo --output {folder}")
         return False
