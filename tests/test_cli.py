@@ -78,7 +78,7 @@ def test_train_then_evaluate_then_revise(place):
         "--max-new-tokens", "8", "--output", "scores", cwd=place,
     )  # fmt: skip
     results = json.loads((place / "scores" / "results.json").read_text())
-    assert [row["name"] for row in results["rows"]] == ["teacher", "out/student"]
+    assert [row["name"] for row in results["rows"]] == ["teacher (teacher)", "student"]
     wanted = {"parameters", "rougeL_greedy", "rougeL_mean", "rougeL_std", "kl_to_teacher", "perplexity"}
     assert wanted | {"tokens_per_second"} <= set(results["rows"][0])
     answers = (place / "scores" / "answers-student.jsonl").read_text().splitlines()

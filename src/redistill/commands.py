@@ -80,7 +80,7 @@ def evaluate(
         if each is None or name is None:
             continue
         row = evaluate_model(
-            name,
+            _short(name) + (" (teacher)" if each is teacher else ""),
             each,
             teacher if each is model else None,
             [sample for sample, _ in pairs],
@@ -104,9 +104,16 @@ def evaluate(
         seeds=list(request.seeds),
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory_bytes(),
+        model=model_name,
+        teacher=teacher_name,
         request=asdict(request),
     )
     return rows
+
+
+def _short(name: str) -> str:
+    """A folder by its last part, a hub id as it is: a table has no room for paths."""
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _vocabulary(

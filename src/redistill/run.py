@@ -112,7 +112,8 @@ def refuse_other_recipe(config: Config, folder: Path) -> None:
     if changed:
         raise ValueError(
             f"{folder} holds a run with other settings ({', '.join(changed[:5])} changed). "
-            "Choose another --output for a new run, or pass --resume to go on with it under the new settings."
+            "Choose another --output for a new run, or repeat the command with its settings to go on with it; "
+            "`redistill train` also goes on under new ones with --resume."
         )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,7 +41,7 @@ def run_demo(
         prepared = prepare(config)
     outcome = train(config, folder, console, prepared=prepared, started=started)
     if not outcome.finished:
-        console.print(f"\nSaved at step {outcome.step}. Go on with: redistill demo --output {folder}")
+        console.print(f"\nSaved at step {outcome.step}. Run the same command again to go on from there.")
         return False
     _show(config, prepared, folder, outcome, time.perf_counter() - started, console)
     return True
@@ -72,12 +75,21 @@ def _show(
         console.print(show_revision(marked))
     teacher = config.teacher.model_name_or_path
     console.print("\nType next:", style="bold")
+    me = own_command()
     for line in (
-        f'redistill revise "Why is the sky blue?" --student {outcome.student} --teacher {teacher}',
-        f"redistill evaluate {outcome.student} --teacher {teacher} --data YOUR.jsonl",
-        "redistill train RECIPE.yaml        # your own teacher, student and data; see recipes/",
+        f'{me} revise "Why is the sky blue?" --student {outcome.student} --teacher {teacher}',
+        f"{me} evaluate {outcome.student} --teacher {teacher} --data YOUR.jsonl",
+        f"{me} train RECIPE.yaml        # your own teacher, student and data; see recipes/",
     ):
         console.print(Text(f"  {line}"), soft_wrap=True)
+
+
+def own_command() -> str:
+    """How the user can call us again: by name where the shell finds it, else as this process was called."""
+    script = Path(sys.argv[0])
+    if script.name == "redistill" and shutil.which("redistill") is None:
+        return os.path.relpath(script)
+    return "redistill"
 
 
 def telling_revisions(records: Iterable[dict], count: int) -> list[dict]:
