@@ -8,6 +8,7 @@ and no slice's logits outlive it. A fused kernel may replace the inside; nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,15 @@ def chunked(
 
 class _GradientInForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, slice_loss, slices, collected, parameters, hidden, *_):  # type: ignore[override]
+    def forward(
+        ctx: Any,
+        slice_loss: SliceLoss,
+        slices: Sequence[tuple[int, int]],
+        collected: list[Stats],
+        parameters: tuple[Parameter, ...],
+        hidden: Tensor,
+        *_: Parameter,
+    ) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_grad = torch.zeros_like(hidden)
         grads: list[Tensor | None] = [None] * len(parameters)
@@ -86,7 +95,8 @@ class _GradientInForward(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream):  # type: ignore[override]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         hidden_grad, *taken = ctx.saved_tensors
         rest = iter(taken)
         grads = [next(rest) * upstream if has else None for has in ctx.has_grad]
