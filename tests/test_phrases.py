@@ -118,7 +118,6 @@ def test_the_fox(tokenizer):
 
 
 def test_the_fox_with_spacy():
-    pytest.importorskip("spacy", reason="the extra redistill[spacy] is not installed")
     assert read(FOX, find_phrases(FOX, "spacy")) == FOX_PHRASES
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -63,7 +63,10 @@ def _show(
     )
     asked = zip(prepared.train.samples, prepared.train.questions, strict=True)
     questions = {sample.prompt: text for sample, text in asked}
-    for record in telling_revisions(read(folder / "revisions.jsonl"), REVISIONS_SHOWN):
+    records = list(read(folder / "revisions.jsonl"))
+    if records:
+        console.print(Text(f"\n{all_revisions(records)} Those that helped most:"))
+    for record in telling_revisions(records, REVISIONS_SHOWN):
         sample = sample_of(record)
         marked = marked_from_sample(
             sample,
@@ -90,6 +93,15 @@ def own_command() -> str:
     if script.name == "redistill" and shutil.which("redistill") is None:
         return os.path.relpath(script)
     return "redistill"
+
+
+def all_revisions(records: Sequence[dict]) -> str:
+    """What the revisions did as a whole: the ones shown are the best and speak for themselves only."""
+    gains = [record["log_likelihood_after"] - record["log_likelihood_before"] for record in records]
+    return (
+        f"{len(gains)} answers were revised. The teacher's log-likelihood per token rose in "
+        f"{sum(gain > 0 for gain in gains)} of them, by {sum(gains) / len(gains):+.2f} nats on the mean of all."
+    )
 
 
 def telling_revisions(records: Iterable[dict], count: int) -> list[dict]:
