@@ -55,6 +55,26 @@ def total_variation(q: Tensor, p: Tensor) -> Tensor:
     return sum((abs(x - y) for x, y in zip(q, p, strict=True)), start=q.new_zeros(())) / 2
 
 
+def todi(q: Tensor, p: Tensor, beta: float = 1.0) -> Tensor:
+    total = q.new_zeros(())
+    for y, x in zip(q, p, strict=True):
+        weight = (x**beta / (x**beta + y**beta)).detach()
+        total = total + weight * x * (x / y).log() + (1 - weight) * y * (y / x).log()
+    return total
+
+
+def alpha_beta(q: Tensor, p: Tensor, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+    if alpha == 0 and beta == 0:
+        return ((p / q).log() ** 2).sum() / 2
+    if alpha == 0 or beta == 0:
+        a, b, k = (p, q, alpha) if beta == 0 else (q, p, beta)
+        terms, divisor = [x**k * (x**k / y**k).log() - x**k + y**k for x, y in zip(a, b, strict=True)], k**2
+    else:
+        s, divisor = alpha + beta, alpha * beta
+        terms = [x**s * alpha / s + y**s * beta / s - x**alpha * y**beta for x, y in zip(p, q, strict=True)]
+    return torch.stack(terms).sum() / divisor
+
+
 def clip_mask(
     p: Tensor, lower: Tensor, upper: Tensor, quantile: str = "mass", keep_target: bool = True
 ) -> Tensor:

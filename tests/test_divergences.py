@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import jaxtyping
 import naive
 import pytest
@@ -18,7 +21,16 @@ CASES = [
     ("adaptive_kl", {}),
     ("adaptive_kl", {"mu": 0.9}),
     ("total_variation", {}),
+    ("todi", {}),
+    ("todi", {"beta": 0.0}),
+    ("todi", {"beta": 4.0}),
+    ("alpha_beta", {}),
+    ("alpha_beta", {"alpha": 1.0, "beta": 1.0}),
+    ("alpha_beta", {"alpha": 0.5, "beta": 0.0}),
+    ("alpha_beta", {"alpha": 0.0, "beta": 0.3}),
+    ("alpha_beta", {"alpha": 0.0, "beta": 0.0}),
 ]
+every_case = pytest.mark.parametrize(("name", "options"), CASES)
 every_divergence = pytest.mark.parametrize("name", sorted(losses.DIVERGENCES))
 
 
@@ -29,7 +41,7 @@ def pair(shape: tuple[int, int], scale: float = 2.0) -> tuple[torch.Tensor, torc
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(("name", "options"), CASES)
+@every_case
 def test_value_and_gradient_equal_the_naive_twin(name, options, shape):
     student, teacher = pair(shape)
     value = losses.DIVERGENCES[name](student, teacher, **options)
@@ -45,19 +57,9 @@ def test_value_and_gradient_equal_the_naive_twin(name, options, shape):
     torch.testing.assert_close(low.double(), twin, rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
-def test_jensen_shannon_equals_trl(beta):
-    from trl.experimental import gkd
-
-    student, teacher = pair((5, 101))
-    theirs = gkd.GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="none")
-    ours = losses.jensen_shannon(student, teacher, beta=beta)
-    torch.testing.assert_close(ours, theirs[0].sum(-1), rtol=1e-5, atol=1e-6)
-
-
-@every_divergence
-def test_zero_where_equal_and_never_negative(name):
-    divergence = losses.DIVERGENCES[name]
+@every_case
+def test_zero_where_equal_and_never_negative(name, options):
+    divergence = partial(losses.DIVERGENCES[name], **options)
     student, teacher = pair((40, 33))
     assert (divergence(student, teacher) > 0).all()
     equal = divergence(student, student.detach())
@@ -74,26 +76,24 @@ def test_a_constant_added_to_a_row_changes_nothing(name):
     torch.testing.assert_close(moved, divergence(student, teacher), rtol=1e-4, atol=1e-5)
 
 
-@every_divergence
-def test_extreme_logits_give_finite_values_and_gradients(name):
+@every_case
+def test_extreme_logits_give_finite_values_and_gradients(name, options):
+    divergence = partial(losses.DIVERGENCES[name], **options)
     one_hot = torch.full((4, 9), -torch.inf)
     one_hot[:, 2] = 0.0
     barred, _ = pair((4, 9))
     barred = barred.detach().clone()
     barred[:, 5:] = -torch.inf
     steep, flat = 1e4 * torch.randn(4, 9, generator=torch.Generator().manual_seed(3)), torch.zeros(4, 9)
-    for teacher in (one_hot, barred, steep, flat):
-        for logits in (one_hot, barred, steep, flat, barred.flip(-1)):
-            student = logits.clone().requires_grad_()
-            value = losses.DIVERGENCES[name](student, teacher)
-            (gradient,) = torch.autograd.grad(value.sum(), student)
-            assert value.isfinite().all() and (value >= -1e-6).all()
-            assert gradient.isfinite().all()
+    students, teachers = (one_hot, barred, steep, flat, barred.flip(-1)), (one_hot, barred, steep, flat)
+    student = torch.cat([logits for logits in students for _ in teachers]).requires_grad_()
+    value = divergence(student, torch.cat(teachers * len(students)))
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    assert value.isfinite().all() and (value >= -1e-6).all()
+    assert gradient.isfinite().all()
     # A class that both bar counts for nothing.
     student = barred + torch.arange(9.0)
-    assert torch.allclose(
-        losses.DIVERGENCES[name](student, barred), losses.DIVERGENCES[name](student[:, :5], barred[:, :5])
-    )
+    assert torch.allclose(divergence(student, barred), divergence(student[:, :5], barred[:, :5]))
 
 
 @every_divergence
@@ -121,6 +121,51 @@ def test_the_ends_of_the_skew_and_of_beta_are_the_plain_divergences():
     torch.testing.assert_close(losses.jensen_shannon(student, teacher, beta=1.0), reverse)
 
 
+def test_the_ends_of_alpha_beta_are_the_plain_divergences_and_are_reached_smoothly():
+    student, teacher = pair((5, 101))
+    ends = {
+        (1.0, 0.0): losses.forward_kl(student, teacher),
+        (0.0, 1.0): losses.reverse_kl(student, teacher),
+        (0.0, 0.0): 0.5 * (teacher.log_softmax(-1) - student.log_softmax(-1)).square().sum(-1),
+    }
+    for (alpha, beta), expected in ends.items():
+        near = losses.alpha_beta(student, teacher, alpha=alpha or 1e-5, beta=beta or 1e-5)
+        torch.testing.assert_close(losses.alpha_beta(student, teacher, alpha, beta), expected)
+        torch.testing.assert_close(near, expected, rtol=1e-3, atol=0)
+
+
+def test_alpha_beta_still_pulls_up_a_class_that_fp32_probabilities_cannot_hold():
+    student = torch.tensor([[0.0, 0.0, -120.0]], requires_grad=True)
+    losses.alpha_beta(student, torch.zeros(1, 3)).sum().backward()
+    # d/dz of class k: q^beta (q^alpha - p^alpha) / alpha, less q_k times the row's sum of it.
+    pull = -math.exp(0.7 * (-120.0 - math.log(2))) * 3**-0.2 / 0.2
+    assert student.grad is not None and student.grad[0, 2].item() == pytest.approx(pull, rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"alpha": 1.0, "beta": 0.01}, {"alpha": 0.01, "beta": 1.0}])
+def test_alpha_beta_keeps_its_digits_where_student_and_teacher_nearly_agree(options):
+    away, teacher = pair((5, 1001))
+    student = teacher + 0.01 * away.detach()
+    twin = naive.rows(naive.alpha_beta, student, teacher, **options)
+    value = losses.alpha_beta(student, teacher, **options)
+    torch.testing.assert_close(value.double(), twin, rtol=1e-4, atol=0)
+
+
+def test_todi_has_the_value_of_both_kl_together_and_another_gradient():
+    student, teacher = pair((5, 101))
+    both = losses.forward_kl(student, teacher) + losses.reverse_kl(student, teacher)
+    value = losses.todi(student, teacher)
+    torch.testing.assert_close(value, both)
+    torch.testing.assert_close(losses.todi(student, teacher, beta=0.0), both / 2)
+    (ours,) = torch.autograd.grad(value.sum(), student)
+    (theirs,) = torch.autograd.grad(both.sum(), student)
+    # With respect to log q the detached weight leaves out pq / (p + q) log(p / q).
+    q, p = student.detach().softmax(-1), teacher.softmax(-1)
+    left_out = p * q / (p + q) * (p / q).log()
+    torch.testing.assert_close(ours - theirs, left_out - q * left_out.sum(-1, keepdim=True))
+    assert (ours - theirs).norm() > 0.02 * theirs.norm()
+
+
 def test_cross_entropy():
     student, _ = pair((5, 101))
     targets = torch.tensor([0, 100, 3, 3, 50])
@@ -142,6 +187,9 @@ def test_cross_entropy():
         (lambda s, t: losses.skewed_forward_kl(s, t, alpha=1.0), "alpha must be"),
         (lambda s, t: losses.skewed_reverse_kl(s, t, alpha=-0.1), "alpha must be"),
         (lambda s, t: losses.adaptive_kl(s, t, mu=1.0), "mu must lie"),
+        (lambda s, t: losses.todi(s, t, beta=-1.0), "beta must be"),
+        (lambda s, t: losses.alpha_beta(s, t, alpha=-0.5, beta=0.5), "alpha must be"),
+        (lambda s, t: losses.alpha_beta(s, t, beta=float("inf")), "beta must be"),
         (lambda s, _: losses.cross_entropy(s, torch.zeros(3, dtype=torch.long)), "cross_entropy needs"),
         (lambda s, _: losses.cross_entropy(s, torch.full((4,), -100)), "targets must lie in 0..63"),
     ],

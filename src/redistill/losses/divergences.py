@@ -60,6 +60,7 @@ def jensen_shannon(student_logits: Logits, teacher_logits: Logits, beta: float =
 
     GKD, Agarwal et al. 2024, Eq. 1, with TRL's convention for the ends, where the formula itself would be 0:
     beta 0 is forward KL, beta 1 is reverse KL. For 0 < beta < 1 at most the entropy of (beta, 1 - beta).
+    DistiLLM's lambda is 1 - beta.
     """
     _check_share("beta", beta, upper_allowed=True)
     log_p, log_q = _both(student_logits, teacher_logits)
@@ -94,9 +95,10 @@ def skewed_reverse_kl(student_logits: Logits, teacher_logits: Logits, alpha: flo
 def adaptive_kl(student_logits: Logits, teacher_logits: Logits, mu: float = 0.5) -> PerToken:
     """AKL, Wu et al. 2024 ("Rethinking Kullback-Leibler Divergence..."): w KL(p || q) + (1 - w) KL(q || p).
 
-    The head is the smallest set of the teacher's most probable classes that holds more than mass `mu`
+    The head is the smallest set of the teacher's most probable classes that holds at least mass `mu`
     (classes of equal probability go together), the tail is the rest; w = the head's share of sum |p - q|,
-    detached. Where the two agree everywhere w is 1/2.
+    detached. Where the two agree everywhere w is 1/2. The class that reaches `mu` is of the head, as in
+    DSKD's and ToDi's code; the script that Wu et al. released leaves it to the tail, unless it is the first.
     """
     if not 0 < mu < 1:
         raise ValueError(
@@ -117,6 +119,46 @@ def total_variation(student_logits: Logits, teacher_logits: Logits) -> PerToken:
     """1/2 sum |p - q|, between 0 and 1 (f-distill, Wen et al. 2023)."""
     log_p, log_q = _both(student_logits, teacher_logits)
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1)
+
+
+def todi(student_logits: Logits, teacher_logits: Logits, beta: float = 1.0) -> PerToken:
+    """ToDi, Jung et al. 2025 (arXiv 2505.16297): sum w p log(p / q) + (1 - w) q log(q / p), w per class.
+
+    w = sigmoid(beta log(p / q)), detached: forward KL where the student is too low, reverse KL where it is too
+    high. At beta 1, which is their code, w = p / (p + q), and the value (not the gradient) is that of forward
+    plus reverse KL; beta 0 is half of both. ValueError for a negative beta, which would reward disagreement.
+    """
+    _check_power("beta", beta)
+    log_p, log_q = _both(student_logits, teacher_logits)
+    gap = log_p - log_q
+    weight = torch.sigmoid(beta * gap.detach())
+    return (gap * (weight * log_p.exp() - (1 - weight) * log_q.exp())).sum(-1)
+
+
+def alpha_beta(
+    student_logits: Logits, teacher_logits: Logits, alpha: float = 0.2, beta: float = 0.7
+) -> PerToken:
+    """ABKD, Wang et al. 2025 (arXiv 2505.04560), with s = alpha + beta:
+    sum (alpha / s p^s + beta / s q^s - p^alpha q^beta) / (alpha beta).
+
+    (1, 0) is forward KL, (0, 1) reverse KL, (0, 0) half of sum log(p / q)^2, all three as limits; the defaults are
+    those of their GPT-2 runs on Dolly. With both positive it stays finite for any p and q: at most
+    1 / (alpha beta) for s >= 1, V^(1 - s) times that below. ValueError for a negative alpha or beta: a class that
+    one of the two bars would cost infinitely much.
+    """
+    _check_power("alpha", alpha)
+    _check_power("beta", beta)
+    log_p, log_q = _both(student_logits, teacher_logits)
+    gap, power = (log_p - log_q).abs(), alpha + beta
+    if power == 0:
+        return 0.5 * gap.square().sum(-1)
+    # The larger of p and q is taken out of each class, and alpha beta divided away: then nothing overflows,
+    # log-probabilities far below what fp32 probabilities can hold still count, and alpha or beta may be 0.
+    rise_alpha, rise_beta = _rise(alpha, gap), _rise(beta, gap)
+    too_low = rise_beta - rise_alpha * (-beta * gap).exp()
+    too_high = rise_alpha - rise_beta * (-alpha * gap).exp()
+    scale = (power * torch.maximum(log_p, log_q)).exp() / power
+    return (scale * torch.where(log_q < log_p, too_low, too_high)).sum(-1)
 
 
 def cross_entropy(student_logits: Logits, targets: Int[Tensor, " N"]) -> PerToken:
@@ -142,6 +184,8 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "skewed_reverse_kl": skewed_reverse_kl,
     "adaptive_kl": adaptive_kl,
     "total_variation": total_variation,
+    "todi": todi,
+    "alpha_beta": alpha_beta,
 }
 
 
@@ -159,6 +203,16 @@ def _log_mixture(log_a: Tensor, log_b: Tensor, share_a: float) -> Tensor:
     if share_a == 0:
         return log_b
     return torch.logaddexp(log_a + math.log(share_a), log_b + math.log1p(-share_a))
+
+
+def _rise(power: float, gap: Tensor) -> Tensor:
+    """(1 - exp(-power gap)) / power, which is `gap` for power 0."""
+    return torch.expm1(-power * gap) / -power if power else gap
+
+
+def _check_power(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number of at least 0, not {value}.")
 
 
 def _check_share(name: str, value: float, *, upper_allowed: bool) -> None:
