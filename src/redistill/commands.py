@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,13 +12,19 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redistill.chat import Template, end_id, to_sample
-from redistill.console import marked_from_sample, position_table, show_revision
-from redistill.data import load_examples
-from redistill.evaluation.harness import evaluate_model
-from redistill.evaluation.results import peak_memory_bytes, write_results
+from redistill.chat import end_id
+from redistill.console import (
+    answers_table,
+    evaluation_table,
+    marked_from_sample,
+    position_table,
+    show_revision,
+)
+from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
 from redistill.evaluation.score import EvaluationRow
+from redistill.evaluation.suites import Asked
 from redistill.generate import Sampling, generate
+from redistill.measure import Place, Request, SetBench, load_sets, record_of, to_samples
 from redistill.models import end_of_text_ids, load_model, load_tokenizer, shared_vocabulary
 from redistill.revision import Score, revise_samples, score
 from redistill.sample import Example, Sample
@@ -28,87 +33,75 @@ TeacherToken = Literal["sample", "argmax"]
 
 
 @dataclass(frozen=True)
-class Request:
-    """How prompts are written and answered; the fields are the command line's options."""
+class Measured:
+    """The rows of one set, and the set's record."""
 
-    data: str = ""
-    split: str = "test"
-    seeds: tuple[int, ...] = ()
-    temperature: float = 1.0
-    template: Template = "chat"
-    max_prompt_length: int = 256
-    max_new_tokens: int = 256
-    batch_size: int = 32
-    limit: int | None = None
-    dtype: str = "float32"
-
-
-def to_samples(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, request: Request
-) -> list[tuple[Sample, Example]]:
-    """Examples as samples; prompts over the limit are cut, never left out: a score must not depend on it."""
-    pairs = []
-    for example in examples:
-        sample = to_sample(
-            example,
-            tokenizer,
-            template=request.template,
-            system=None,
-            max_prompt_length=request.max_prompt_length,
-            max_completion_length=request.max_new_tokens,
-            on_long_prompt="truncate",
-        )
-        if isinstance(sample, str):
-            raise ValueError(f"{example.source}: {sample}")
-        pairs.append((sample, example))
-    return pairs
+    set: SetRecord
+    rows: list[EvaluationRow]
 
 
 def evaluate(
-    model_name: str, teacher_name: str | None, request: Request, output: Path
-) -> list[EvaluationRow]:
-    """Rows for the teacher (if any) and the model; results.json and every answer go to `output`."""
+    model_name: str,
+    teacher_name: str | None,
+    request: Request,
+    output: Path,
+    console: Console,
+    *,
+    teacher_row: bool = True,
+    teacher_answers: Path | None = None,
+    anew: bool = False,
+) -> list[Measured]:
+    """Each set's rows for the teacher (if any) and the model, printed; all is kept in `output`.
+
+    teacher_row: whether the teacher answers too; without, it only measures KL, and `teacher_answers` (a file,
+    or the output folder of an earlier evaluation) is what exposure bias is measured against.
+    anew: delete what lies in `output` from other settings instead of refusing to go on.
+    """
     started = time.perf_counter()
-    examples = load_examples(request.data, split=request.split, limit=request.limit).examples
+    sets = load_sets(request)
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=request.dtype)
     teacher = load_model(teacher_name, dtype=request.dtype) if teacher_name else None
     vocabulary = _vocabulary(tokenizer, model, teacher_name, teacher)
-    pairs = to_samples(examples, tokenizer, request)
-    rows = []
-    for name, each in ((teacher_name, teacher), (model_name, model)):
-        if each is None or name is None:
-            continue
-        row = evaluate_model(
-            _short(name) + (" (teacher)" if each is teacher else ""),
-            each,
-            teacher if each is model else None,
-            [sample for sample, _ in pairs],
-            [example.references for _, example in pairs],
-            tokenizer=tokenizer,
-            seeds=request.seeds,
-            temperature=request.temperature,
-            top_p=1.0,
-            greedy=True,
-            max_new_tokens=request.max_new_tokens,
-            batch_size=request.batch_size,
-            eos=end_of_text_ids(tokenizer, each) | {end_id(tokenizer, request.template)},
-            vocabulary=vocabulary,
-            answers_path=output / f"answers-{'teacher' if each is teacher else 'student'}.jsonl",
-            progress=None,
-        )
-        rows.append(row)
+    bench = SetBench(tokenizer, vocabulary, request, console, "anew" if anew else "refuse")
+    measured = []
+    for asked in sets:
+        rows, file = [], _answers_file(teacher_answers, asked)
+        if teacher is not None and teacher_name is not None and teacher_row:
+            place = Place(output, asked, "teacher")
+            rows.append(bench.row(f"{_short(teacher_name)} (teacher)", teacher, teacher, place))
+            file = file or place.file("answers")
+        place = Place(output, asked, "student")
+        rows.append(bench.row(_short(model_name), model, teacher, place, teacher_answers=file))
+        measured.append(Measured(record_of(asked), rows))
+        _print_measured(console, measured[-1])
     write_results(
         output / "results.json",
-        rows,
+        [row for each in measured for row in each.rows],
         seeds=list(request.seeds),
         seconds=time.perf_counter() - started,
         peak_memory_bytes=peak_memory_bytes(),
+        sets=[each.set for each in measured],
+        template=request.template,
         model=model_name,
         teacher=teacher_name,
         request=asdict(request),
     )
-    return rows
+    console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
+    return measured
+
+
+def _print_measured(console: Console, measured: Measured) -> None:
+    of = measured.set
+    console.print()
+    console.print(Text(f"{of.name}: {of.records} prompts, version {of.version}"), soft_wrap=True)
+    console.print(evaluation_table(measured.rows))
+    console.print(answers_table(measured.rows))
+
+
+def _answers_file(path: Path | None, asked: Asked) -> Path | None:
+    """The teacher's answers to the set: the file that was named, or where a folder has them."""
+    return Place(path, asked, "teacher").file("answers") if path is not None and path.is_dir() else path
 
 
 def _short(name: str) -> str:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 class RunLog:
@@ -46,6 +46,29 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except json.JSONDecodeError:
                 return
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to the end of `path`, made where there is none; a last line that a kill cut short is dropped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        kept = _whole_length(file)
+        if kept < file.seek(0, os.SEEK_END):
+            file.truncate(kept)
+        file.write("".join(line + "\n" for line in lines).encode())
+
+
+def _whole_length(file: IO[bytes]) -> int:
+    """How many bytes up to and with the last line end."""
+    at = file.seek(0, os.SEEK_END)
+    while at > 0:
+        start = max(at - 65536, 0)
+        file.seek(start)
+        found = file.read(at - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        at = start
+    return 0
 
 
 def write_whole(path: Path, text: str) -> None:

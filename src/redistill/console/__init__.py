@@ -4,14 +4,17 @@ Model text is text here and nothing else: neither read as markup nor let through
 All is readable without colour too. Importing this loads rich, but neither torch nor transformers.
 """
 
+from redistill.console.counting import CountDisplay
 from redistill.console.marks import Marked, marked_from_sample, marked_revision, show_revision
 from redistill.console.plain import plain_text
 from redistill.console.progress import StepDisplay, training_progress
-from redistill.console.tables import evaluation_table, position_table
+from redistill.console.tables import answers_table, evaluation_table, position_table
 
 __all__ = [
+    "CountDisplay",
     "Marked",
     "StepDisplay",
+    "answers_table",
     "evaluation_table",
     "marked_from_sample",
     "marked_revision",

@@ -1,4 +1,4 @@
-"""The two tables: models beside each other, and the positions of one response."""
+"""The tables: models beside each other, what they score and how they write; the positions of one response."""
 
 from __future__ import annotations
 
@@ -41,6 +41,34 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
     return table
 
 
+def answers_table(rows: Sequence[EvaluationRow]) -> Table:
+    """One line per model on how it writes: exact matches, variety, repetition, length, exposure bias."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    headers = (
+        "exact\nmatch %",
+        "distinct\n1 / 2 / 4",
+        "repeats\nitself %",
+        "tokens",
+        "cut %",
+        "ExAccErr\n%",
+    )
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        distinct = [_number(each, 2) for each in (row.distinct_1, row.distinct_2, row.distinct_4)]
+        table.add_row(
+            Text(one_line(row.name)),
+            _number(row.exact_match, 1),
+            " ".join(distinct),
+            _percent(row.self_repetition),
+            _number(row.mean_tokens, 1),
+            _percent(row.share_cut),
+            _number(row.excess_error, 1),
+        )
+    return table
+
+
 def count_text(count: int) -> str:
     """134515008 -> "134.5M"."""
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
@@ -56,6 +84,10 @@ def _number(value: float | None, digits: int) -> str:
     if abs(value) >= 1e7:
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str:
+    return _number(None if share is None else 100 * share, 1)
 
 
 def position_table(

@@ -1,19 +1,33 @@
-"""results.json: the rows of a table beside versions, seeds, seconds and peak memory."""
+"""results.json: the rows of a table beside the sets, versions, seeds, seconds and peak memory."""
 
 from __future__ import annotations
 
 import json
 import math
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from redistill.evaluation.score import EvaluationRow
 from redistill.runlog import write_whole
+
+PACKAGES = ("redistill", "torch", "transformers", "tokenizers", "rouge-score")
+
+
+@dataclass(frozen=True)
+class SetRecord:
+    """A set that was measured on. version: of its text (`suites.version_of`). source: file, folder or hub id."""
+
+    name: str
+    version: str
+    records: int
+    source: str
 
 
 def write_results(
@@ -23,17 +37,22 @@ def write_results(
     seeds: Sequence[int],
     seconds: float,
     peak_memory_bytes: int,
+    sets: Sequence[SetRecord] = (),
+    template: str | None = None,
     **settings: Any,
 ) -> None:
     """Replace `path` by the table as JSON: `rows` (see `EvaluationRow`) beside what they were made with.
 
-    seconds: of the whole run. settings: whatever else the rows were made with, plain JSON values, under that
-        key. `versions()` are written too. A row's number that is not finite becomes null.
+    seconds: of the whole run. template: how prompts were written. settings: whatever else the rows were made
+        with, plain JSON values, under that key. `made_with()` is written too. A row's number that is not
+        finite becomes null.
     """
     record = {
         "rows": [_finite(asdict(row)) for row in rows],
+        "sets": [asdict(each) for each in sets],
+        "template": template,
         "seeds": list(seeds),
-        "versions": versions(),
+        **made_with(),
         "seconds": seconds,
         "peak_memory_bytes": peak_memory_bytes,
         "settings": settings,
@@ -49,15 +68,40 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def made_with() -> dict[str, Any]:
+    """`versions` of the packages that make a score, and `git`, the commit they were made at."""
+    return {"versions": versions(), "git": git_hash()}
+
+
 def versions() -> dict[str, str]:
-    """Versions of redistill, torch, transformers and python; "unknown" for one not installed."""
+    """Versions of redistill, the libraries and python; "unknown" for one not installed."""
     found = {}
-    for package in ("redistill", "torch", "transformers"):
+    for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "unknown"
     return {**found, "python": platform.python_version()}
+
+
+def git_hash() -> str:
+    """The commit of the checkout this code runs from, "-dirty" behind it where files differ from it.
+
+    "unknown" for an installed copy: the checkout around its environment may be another project's.
+    """
+    package = Path(__file__).resolve().parents[1]
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+
+    def ask(*words: str) -> str:
+        told = subprocess.run([git, "-C", str(package), *words], capture_output=True, text=True, check=False)
+        return told.stdout.strip() if told.returncode == 0 else ""
+
+    top = ask("rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() / "src" / "redistill" != package:
+        return "unknown"
+    return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
 
 
 def peak_memory_bytes() -> int:
