@@ -25,6 +25,7 @@ NEEDS = {
     "student.prune": ["student.model_name_or_path=null"],
     "rollout.schedule": ["data.eval_path=dev.jsonl"],
     "data.eval_split": ["data.path=folder"],
+    "objective.policy.weight": ["revision.rounds=0"],
 }
 VALUES = {
     "student.prune": {"keep": [0, 2]},
@@ -32,6 +33,7 @@ VALUES = {
     "student.lora": {"r": 4},
     "training": {"learning_rate": 2e-5},
     "evaluation.seeds": [1, 2],
+    "method": "sft",
     "objective.dac.lower": 0.25,
     "objective.dac.upper": 0.75,
 }

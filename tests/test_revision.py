@@ -74,14 +74,16 @@ def test_scores_of_the_tables_are_those_worked_out_by_hand():
 
 
 def test_the_error_is_the_largest_kl_where_the_tokens_differ():
-    found = Score(torch.tensor([9.0, 1.0, 4.0, 4.0, 8.0]), torch.tensor([1, 2, 3, 4, 5]), torch.zeros(5))
+    found = Score(
+        torch.tensor([9.0, 1.0, 4.0, 4.0, 8.0]), torch.tensor([1, 2, 3, 4, 5]), *[torch.zeros(5)] * 2
+    )
     assert find_error(found, (1, 0, 0, 0, 5), 0) == 2  # 9 and 8 agree; the first of two equal ones
     assert find_error(found, (1, 0, 0, 0, 5), 3) == 3
     assert find_error(found, (1, 0, 0, 0, 5), 4) is None
     assert find_error(found, (1, 2, 3, 4, 5), 0) is None
-    nothing = Score(torch.zeros(3), torch.tensor([1, 2, 3]), torch.zeros(3))
+    nothing = Score(torch.zeros(3), torch.tensor([1, 2, 3]), *[torch.zeros(3)] * 2)
     assert find_error(nothing, (1, 2, 0), 0) == 2, "a difference counts even where the KL is zero"
-    assert find_error(Score(torch.zeros(0), torch.zeros(0).long(), torch.zeros(0)), (), 0) is None
+    assert find_error(Score(torch.zeros(0), torch.zeros(0).long(), *[torch.zeros(0)] * 2), (), 0) is None
 
 
 def test_one_round_puts_the_teachers_word_where_the_two_differ_most():

@@ -9,11 +9,11 @@ import torch
 from tiny import tiny_llama, tiny_tokenizer
 
 from redistill import DistillTrainer, Sample
+from redistill.bad_steps import NotFinite
 from redistill.checkpoint import latest
 from redistill.config import Config
 from redistill.models import load_model
 from redistill.runlog import read
-from redistill.trainer import NotFinite
 
 TOKENIZER = tiny_tokenizer()
 
@@ -175,7 +175,7 @@ def test_a_step_that_is_not_finite_updates_nothing_and_three_stop_the_run(tmp_pa
 
     run.create_optimizer = remember
     run.train()
-    assert run.skipped == 1
+    assert run.bad_steps.skipped == 1
     assert all(torch.isfinite(p).all() for p in run.pair.student.parameters())
     assert any(not torch.equal(before[n], p) for n, p in run.pair.student.named_parameters())
 

@@ -51,14 +51,17 @@ class Slice(NamedTuple):
 
 class Batch(TypedDict):
     """input_ids, attention_mask: [B, L], padded on the right. select: [N] flat indices into B * L.
-    targets, spans: [N]. slices: cover the N positions in order. distill_rows, distill_positions: how many rows
-    and positions, counted from the first, the teacher reads. rows: what lies in each row of the batch."""
+    targets, spans: [N]. behaviour, advantages: [N], see `Sample`; 0 where a sample has none. slices: cover the N
+    positions in order. distill_rows, distill_positions: how many rows and positions, counted from the first, the
+    teacher reads. rows: what lies in each row of the batch."""
 
     input_ids: Tensor
     attention_mask: Tensor
     select: Tensor
     targets: Tensor
     spans: Tensor
+    behaviour: Tensor
+    advantages: Tensor
     slices: tuple[Slice, ...]
     distill_rows: int
     distill_positions: int
@@ -99,6 +102,8 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int) -> Batch:
     select: list[int] = []
     targets: list[int] = []
     spans: list[int] = []
+    behaviour: list[float] = []
+    advantages: list[float] = []
     groups: list[tuple[int, bool, bool]] = []
     for place, (row, ids) in enumerate(zip(rows, read, strict=True)):
         assert row.sample.prompt, "a row needs a prompt of one token or more to predict from"
@@ -107,6 +112,9 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int) -> Batch:
         first = place * width + len(row.sample.prompt) - 1
         select.extend(range(first, first + len(row.sample.response)))
         targets.extend(row.sample.response)
+        nothing = (0.0,) * len(row.sample.response)
+        behaviour.extend(row.sample.behaviour or nothing)
+        advantages.extend(row.sample.advantages or nothing)
         offset = len(spans)
         spans.extend(offset + s if s >= 0 and row.distill else -1 for s in row.spans)
         groups.append((len(targets), row.sft, row.distill))
@@ -117,6 +125,8 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int) -> Batch:
         select=torch.tensor(select, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         spans=torch.tensor(spans, dtype=torch.long),
+        behaviour=torch.tensor(behaviour, dtype=torch.float32),
+        advantages=torch.tensor(advantages, dtype=torch.float32),
         slices=tuple(_slices(groups, spans, slice_size)),
         distill_rows=len(distill),
         distill_positions=sum(len(row.sample.response) for row in distill),
@@ -128,7 +138,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its tensors on `device`."""
     moved: dict[str, Tensor] = {
         name: batch[name].to(device, non_blocking=True)
-        for name in ("input_ids", "attention_mask", "select", "targets", "spans")
+        for name in ("input_ids", "attention_mask", "select", "targets", "spans", "behaviour", "advantages")
     }
     return Batch(**{**batch, **moved})
 

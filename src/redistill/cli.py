@@ -26,6 +26,32 @@ Set = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", help="Run folder.")]
 Template = Annotated[Literal["chat", "alpaca", "plain"], typer.Option(help="How a prompt is written.")]
 TeacherToken = Annotated[Literal["sample", "argmax"], typer.Option(help="Where a correction comes from.")]
+# Of `evaluate`. "The papers" are MiniLLM and DistiLLM.
+Data = Annotated[str, typer.Option(help="Data set with responses: hub id, folder, .jsonl or .parquet.")]
+Sets = Annotated[
+    str,
+    typer.Option(help="In its place: dolly, self_instruct, vicuna, sinst, uinst, uinst_short, with commas."),
+]
+DataRoot = Annotated[
+    str, typer.Option(help="Where the sets lie: $REDISTILL_DATA or ./data if left out, then the hub.")
+]
+TeacherAnswers = Annotated[
+    Path | None, typer.Option(help="Its earlier answers, file or output folder, for exposure bias.")
+]
+Seeds = Annotated[str, typer.Option(help="One set of sampled answers each; the papers': 10,20,30,40,50.")]
+PaperTemplate = Annotated[
+    Literal["chat", "alpaca", "plain"], typer.Option(help="How a prompt is written; the papers': alpaca.")
+]
+PromptLength = Annotated[int, typer.Option(min=1, help="Longer prompts are cut; the papers': 256.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Longest answer; the papers': 256, so 512 in all.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Longest prompt and answer together; none if left out.")
+]
+ExposurePrompts = Annotated[
+    int, typer.Option(min=0, help="Prompts on which exposure bias is measured; 0: none.")
+]
+Anew = Annotated[bool, typer.Option("--anew", help="Delete what lies there from other settings.")]
+EvaluationOutput = Annotated[Path, typer.Option(help="Folder for results.json and the answers.")]
 
 
 @app.command()
@@ -48,13 +74,16 @@ def train(
     set_: Set = None,
     output: Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on even under changed settings.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="Lay a method over the recipe: sft, kd, gkd, minillm, mgsr, ..")
+    ] = None,
 ) -> None:
     """Train a student as RECIPE.yaml says; a run that was stopped goes on from its last checkpoint."""
     from redistill.config import load_config
     from redistill.console import evaluation_table
     from redistill.run import train as run_training
 
-    config = load_config(recipe, set_ or ())
+    config = load_config(recipe, set_ or (), method)
     console = _console()
     for doubt in config.warnings():
         console.print(f"warning: {doubt}", style="yellow", highlight=False)
@@ -108,42 +137,63 @@ def prune(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Hub id or folder.")],
-    data: Annotated[str, typer.Option(help="Data set with responses: hub id, folder, .jsonl or .parquet.")],
+    data: Data = "",
+    sets: Sets = "",
+    data_root: DataRoot = "",
     teacher: Annotated[str | None, typer.Option(help="Measures forward KL to it, and adds its row.")] = None,
+    teacher_row: Annotated[bool, typer.Option(help="Let the teacher answer too.")] = True,
+    teacher_answers: TeacherAnswers = None,
     split: Annotated[str, typer.Option(help="Split, where the data has several.")] = "test",
-    seeds: Annotated[str, typer.Option(help="One set of sampled answers each.")] = "10,20,30",
-    temperature: Annotated[float, typer.Option(help="Of the sampled answers.")] = 1.0,
-    template: Template = "chat",
-    max_prompt_length: Annotated[int, typer.Option(min=1)] = 256,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seeds: Seeds = "10,20,30",
+    temperature: Annotated[float, typer.Option(help="Of the sampled answers; the papers': 1.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of the sampled answers; the papers': 1.")] = 1.0,
+    greedy: Annotated[bool, typer.Option(help="Answer greedily too; the papers do not.")] = True,
+    template: PaperTemplate = "chat",
+    max_prompt_length: PromptLength = 256,
+    max_new_tokens: NewTokens = 256,
+    max_length: MaxLength = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")] = None,
+    exposure_prompts: ExposurePrompts = 128,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    output: Annotated[Path, typer.Option(help="Folder for results.json and the answers.")] = Path(
-        "runs/evaluate"
-    ),
+    anew: Anew = False,
+    output: EvaluationOutput = Path("runs/evaluate"),
 ) -> None:
-    """Score a model's answers: ROUGE-L greedy and over seeds, perplexity, and KL to a teacher."""
+    """Score a model's answers: ROUGE-L, perplexity, KL to a teacher, variety, exposure bias.
+
+    What was broken off goes on with the answers that are missing.
+    """
     from redistill.commands import Request
     from redistill.commands import evaluate as run_evaluation
-    from redistill.console import evaluation_table
 
     request = Request(
         data=data,
         split=split,
+        sets=tuple(name.strip() for name in sets.split(",") if name.strip()),
+        data_root=data_root,
         seeds=_integers(seeds, "--seeds"),
         temperature=temperature,
+        top_p=top_p,
+        greedy=greedy,
         template=template,
         max_prompt_length=max_prompt_length,
         max_new_tokens=max_new_tokens,
+        max_length=max_length,
         batch_size=batch_size,
         limit=limit,
+        exposure_prompts=exposure_prompts,
         dtype=dtype,
     )
-    rows = run_evaluation(model, teacher, request, output)
-    console = _console()
-    console.print(evaluation_table(rows))
-    console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
+    run_evaluation(
+        model,
+        teacher,
+        request,
+        output,
+        _console(),
+        teacher_row=teacher_row,
+        teacher_answers=teacher_answers,
+        anew=anew,
+    )
 
 
 @app.command()

@@ -15,23 +15,25 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from redistill.config_faults import Key, faults, nearest, origin_of
+from redistill.methods import find_method
+from redistill.objective_settings import DacSettings, ObjectiveSettings, PolicySettings, SpanSettings
 from redistill.settings import (
-    DacSettings,
+    BudgetSettings,
     DataSettings,
     EvaluationSettings,
     LoraSettings,
-    ObjectiveSettings,
     PruneSettings,
     RevisionSettings,
     RolloutSettings,
     Settings,
-    SpanSettings,
     StudentSettings,
     TeacherSettings,
+    Text,
 )
 from redistill.yaml_lines import YamlError, parse_value, read_yaml
 
 __all__ = [
+    "BudgetSettings",
     "Config",
     "ConfigError",
     "DacSettings",
@@ -39,6 +41,7 @@ __all__ = [
     "EvaluationSettings",
     "LoraSettings",
     "ObjectiveSettings",
+    "PolicySettings",
     "PruneSettings",
     "RevisionSettings",
     "RolloutSettings",
@@ -65,13 +68,16 @@ class Config(Settings):
     rollout: RolloutSettings = RolloutSettings()
     revision: RevisionSettings = RevisionSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+    budget: BudgetSettings = BudgetSettings()
     training: dict[str, Any] = Field(default_factory=dict)
     """Goes to transformers.TrainingArguments untouched."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    method: Text | None = None
+    """Name of the method (methods.yaml) whose settings hold where this recipe says nothing."""
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        for wrong, key, sentence in _conflicts(self):
+        for wrong, key, sentence in (*_conflicts(self), *_conflicts_of_methods(self)):
             if wrong:
                 raise PydanticCustomError("conflict", "{sentence}", {"key": key, "sentence": sentence})
         return self
@@ -85,9 +91,11 @@ class Config(Settings):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), method: str | None = None) -> Config:
     """The configuration in the YAML file `path`, with `overrides` like "rollout.lmbda=0.3" laid over it.
 
+    method: its settings are laid over the file's, under the overrides. A `method` named in the file itself fills
+    in only what the file leaves out.
     An override's value is read as YAML; later ones win. Refused with a ConfigError: text that is not plain
     YAML (tags, anchors and aliases too), a key given twice, an unknown key, a value out of its range or of
     the wrong type (`1` is a number, `"1"` is not), a `training` key that transformers.TrainingArguments does
@@ -98,7 +106,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except YamlError as error:
         raise ConfigError(str(error)) from None
     origins = {key: f"{path}:{line}" for key, line in lines.items()}
-    for override in overrides:
+    named = [override for override in overrides if override.partition("=")[0].strip() == "method"]
+    _apply_method(values, origins, parse_value(named[-1].partition("=")[2]) if named else method)
+    for override in (other for other in overrides if other not in named):
         _lay_over(values, origins, override)
     try:
         config = Config.model_validate(values)
@@ -108,6 +118,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if unknown:
         raise ConfigError("\n".join(unknown))
     return config
+
+
+def _apply_method(values: dict[str, Any], origins: dict[Key, str], method: str | None) -> None:
+    named = method or values.get("method")
+    if not isinstance(named, str):
+        return
+    try:
+        settings = find_method(named).settings
+    except ValueError as error:
+        raise ConfigError(f"{origins.get(('method',), 'method')}: {error}") from None
+    for name, value in settings.items():
+        key = tuple(name.split("."))
+        section = _section(values, key)
+        if method is not None or key[-1] not in section:
+            section[key[-1]] = value
+            origins[key] = f"method {named}"
+    values["method"] = named
+
+
+def _section(values: dict[str, Any], key: Key) -> dict[str, Any]:
+    """The mapping that holds the last part of `key`, made where there is none."""
+    inner = values
+    for part in key[:-1]:
+        if not isinstance(inner.get(part), dict):
+            inner[part] = {}
+        inner = inner[part]
+    return inner
 
 
 def _lay_over(values: dict[str, Any], origins: dict[Key, str], override: str) -> None:
@@ -120,12 +157,7 @@ def _lay_over(values: dict[str, Any], origins: dict[Key, str], override: str) ->
         value = parse_value(text)
     except YamlError as error:
         raise ConfigError(f"{origin}: {error}") from None
-    inner = values
-    for part in key[:-1]:
-        if not isinstance(inner.get(part), dict):
-            inner[part] = {}
-        inner = inner[part]
-    inner[key[-1]] = value
+    _section(values, key)[key[-1]] = value
     for known in [known for known in origins if known[: len(key)] == key]:
         del origins[known]
     origins[key] = origin
@@ -165,9 +197,13 @@ def _conflicts(config: Config) -> Iterator[tuple[bool, str, str]]:
         f"{data.path} is one file, which has no splits: set data.eval_path to the held-out file.",
     )
     yield (
-        objective.sft_weight == objective.token_weight == objective.span_weight == 0,
+        objective.sft_weight
+        == objective.token_weight
+        == objective.span_weight
+        == objective.policy.weight
+        == 0,
         "objective",
-        "objective.sft_weight, token_weight and span_weight are all 0, so there is nothing to train.",
+        "objective.sft_weight, token_weight, span_weight and policy.weight are all 0: there is nothing to train.",
     )
     yield (
         objective.dac.lower >= objective.dac.upper,
@@ -188,6 +224,29 @@ def _conflicts(config: Config) -> Iterator[tuple[bool, str, str]]:
         data.system is not None and data.template != "chat",
         "data.system",
         f"only the chat template has a system message, and data.template is {data.template}.",
+    )
+
+
+def _conflicts_of_methods(config: Config) -> Iterator[tuple[bool, str, str]]:
+    rollout, objective = config.rollout, config.objective
+    drawn_as_is = (rollout.temperature, rollout.top_p, rollout.top_k, rollout.min_p) == (1.0, 1.0, 0, 0.0)
+    yield (
+        objective.policy.weight > 0 and not (drawn_as_is and config.revision.rounds == 0),
+        "objective.policy.weight",
+        "the policy gradient needs the probability under which each token was written: rollout.temperature 1, "
+        "top_p 1, top_k 0, min_p 0, and revision.rounds 0.",
+    )
+    bounded = config.budget.seconds is not None or config.budget.student_tokens is not None
+    warmup = config.training.get("warmup_steps", 0)
+    yield (
+        bounded and ("max_steps" in config.training or "num_train_epochs" in config.training),
+        "budget",
+        "a budget ends the run: leave out training.max_steps and training.num_train_epochs.",
+    )
+    yield (
+        bounded and isinstance(warmup, int | float) and warmup >= 1,
+        "training.warmup_steps",
+        "under a budget the number of steps is not known: give training.warmup_steps as a share below 1.",
     )
 
 

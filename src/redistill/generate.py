@@ -6,6 +6,7 @@ random numbers only: neither on its neighbours nor on how the prompts were cut i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,7 @@ def generate(
     batch_size: int,
     vocabulary: int | None = None,
     uniforms: Tensor | None = None,
+    partner: tuple[nn.Module, float] | None = None,
 ) -> list[tuple[int, ...]]:
     """Answer every prompt, in the order given. A prompt that comes several times in a batch is read once.
 
@@ -165,6 +167,8 @@ def generate(
     batch_size: the most rows read at once. It changes speed and memory, never an answer (up to rounding).
     uniforms: [rows, steps] in [0, 1), drawn by the caller in place of `generator`: several seeds in one call.
     vocabulary: ids from here on (rows that pad the output matrix) are never said.
+    partner: another model over the same vocabulary and its share a in [0, 1): tokens are drawn from
+        (1 - a) * model + a * partner (MiniLLM's teacher-mixed sampling); `sampling` acts on that mixture.
     The model is in evaluation mode meanwhile, keeps its key/value cache even where gradient checkpointing is
     on, and is left as it was found. No gradients.
     Errors: ValueError for an empty prompt, for limits of another number than prompts, for a batch size under
@@ -180,7 +184,7 @@ def generate(
         key=lambda row: (-len(prompts[row]), tuple(prompts[row])),
     )
     answers: list[tuple[int, ...]] = [()] * len(prompts)
-    with answering(model):
+    with answering(model), answering(partner[0] if partner else model):
         for start in range(0, len(waiting), batch_size):
             rows = waiting[start : start + batch_size]
             found = _generate_batch(
@@ -191,6 +195,7 @@ def generate(
                 sampling=sampling,
                 eos=eos,
                 vocabulary=vocabulary,
+                partner=partner,
             )
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = tuple(answer)
@@ -214,18 +219,21 @@ def _generate_batch(
     sampling: Sampling,
     eos: frozenset[int],
     vocabulary: int | None,
+    partner: tuple[nn.Module, float] | None,
 ) -> list[list[int]]:
     answers: list[list[int]] = [[] for _ in prompts]
     different = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    logits, state = prefill(model, list(different))
-    uniforms = uniforms.to(logits.device)
+    models = [model, *([partner[0]] if partner else [])]
+    logits, states = _apart([prefill(each, list(different)) for each in models], vocabulary)
+    uniforms = uniforms.to(logits[0].device)
     if len(different) < len(prompts):
-        copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=logits.device)
-        logits, state = logits[copies], select_rows(state, copies)
+        copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=logits[0].device)
+        logits, states = [each[copies] for each in logits], [select_rows(each, copies) for each in states]
     rows = list(range(len(prompts)))
     writing = set(rows)
     for step in range(max(limits)):
-        tokens = sample(logits[:, :vocabulary], uniforms[rows, step], sampling)
+        together = mixed_logits(*logits, partner[1]) if partner else logits[0]
+        tokens = sample(together, uniforms[rows, step], sampling)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row not in writing:
                 continue
@@ -239,9 +247,22 @@ def _generate_batch(
             kept = [place for place, row in enumerate(rows) if row in writing]
             rows = [rows[place] for place in kept]
             chosen = torch.tensor(kept, device=tokens.device)
-            tokens, state = tokens[chosen], select_rows(state, chosen)
-        logits, state = decode_one_token(model, tokens, state)
+            tokens, states = tokens[chosen], [select_rows(each, chosen) for each in states]
+        read = [decode_one_token(each, tokens, state) for each, state in zip(models, states, strict=True)]
+        logits, states = _apart(read, vocabulary)
     return answers
+
+
+def mixed_logits(logits: Tensor, partner_logits: Tensor, share: float) -> Tensor:
+    """log((1 - share) * softmax(logits) + share * softmax(partner_logits)), [B, V] in fp32; share in (0, 1)."""
+    own = logits.float().log_softmax(dim=-1) + math.log1p(-share)
+    return torch.logaddexp(own, partner_logits.to(own).log_softmax(dim=-1) + math.log(share))
+
+
+def _apart(
+    read: list[tuple[Tensor, Decoding]], vocabulary: int | None
+) -> tuple[list[Tensor], list[Decoding]]:
+    return [logits[:, :vocabulary] for logits, _ in read], [state for _, state in read]
 
 
 def _forward(

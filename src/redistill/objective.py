@@ -1,6 +1,7 @@
 """What the student minimises: the weighted terms, each divided by its count over the whole optimizer step.
 
     L = w_sft * L_SFT(references) + w_token * L_token + w_span * L_span        (arXiv 2407.10068)
+      + w_policy * L_policy                                                    (MiniLLM, arXiv 2306.08543)
 
 Temperature is applied here, once. The clip network of DAC-KL is a part of the objective, with parameters of its
 own; the student stays a plain model.
@@ -9,6 +10,7 @@ own; the student stays a plain model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,17 @@ from redistill.config import ObjectiveSettings
 from redistill.losses import (
     ClipNetwork,
     adaptive_kl,
+    alpha_beta,
     cross_entropy,
     dac_terms,
     forward_kl,
     jensen_shannon,
+    policy_gradient,
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
     span_correlation,
+    todi,
     total_variation,
 )
 from redistill.losses.chunked import Stats, chunked
@@ -36,8 +41,15 @@ from redistill.sample import Sample
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
+class Written(NamedTuple):
+    """What the policy gradient needs of written tokens: `behaviour` and `advantages`, [n] each (see `Sample`)."""
+
+    behaviour: Tensor
+    advantages: Tensor
+
+
 class Objective(nn.Module):
-    """The three terms on one slice of logits. Its parameters are the clip network's, if one learns."""
+    """The terms on one slice of logits. Its parameters are the clip network's, if one learns."""
 
     def __init__(self, settings: ObjectiveSettings, generator: torch.Generator | None = None):
         super().__init__()
@@ -53,11 +65,13 @@ class Objective(nn.Module):
         spans: Tensor,
         sft: bool,
         counts: Counts,
+        written: Written | None = None,
     ) -> tuple[Tensor, Stats]:
         """The weighted sum over `[n, V]` logits, divided by `counts`, and the terms' sums unweighted.
 
         teacher: None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
-        Statistics: sums `sft`, `token`, `span`; per token `kl` (forward, temperature 1, for monitoring),
+        written: needed by the policy term only.
+        Statistics: sums `sft`, `token`, `span`, `policy`; per token `kl` (forward, temperature 1, for monitoring),
         `teacher_log_likelihood` of the target, and for DAC-KL `lower, upper, retained_mass, retained_classes`.
         """
         weights, loss, stats = self.settings, student.new_zeros((), dtype=torch.float32), {}
@@ -67,6 +81,10 @@ class Objective(nn.Module):
         if teacher is None:
             return loss, stats
         stats.update(_monitor(student, teacher, targets))
+        if weights.policy.weight and written is not None:
+            chosen = -cross_entropy(student, targets)
+            stats["policy"] = policy_gradient(chosen, *written, clip=weights.policy.clip).sum()
+            loss = loss + weights.policy.weight * stats["policy"] / counts.token
         student, teacher = student / weights.temperature, teacher / weights.temperature
         if weights.token_weight:
             token, extra, more = self._token(student, teacher)
@@ -120,6 +138,8 @@ def divergence(settings: ObjectiveSettings) -> Divergence:
         "skewed_reverse_kl": lambda q, p: skewed_reverse_kl(q, p, alpha),
         "adaptive_kl": adaptive_kl,
         "total_variation": total_variation,
+        "todi": todi,
+        "alpha_beta": lambda q, p: alpha_beta(q, p, alpha, beta),
     }
     return table[settings.token_loss]
 
@@ -157,7 +177,8 @@ def batch_loss(
         start, stop, sft, distill = batch["slices"][index]
         teacher_logits = _frozen_logits(teacher_head, teacher_hidden[start:stop]) if distill else None
         targets, spans = batch["targets"][start:stop], batch["spans"][start:stop]
-        return objective(student_head.logits(part), teacher_logits, targets, spans, sft, counts)
+        written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
+        return objective(student_head.logits(part), teacher_logits, targets, spans, sft, counts, written)
 
     parameters = [*student_head.parameters(), *objective.parameters()]
     return chunked(slice_loss, hidden, [(s.start, s.stop) for s in batch["slices"]], parameters)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redistill.chat import Template, to_sample
+from redistill.chat import Template, end_id, to_sample
 from redistill.config import Config
 from redistill.data import DataError, load_examples
 from redistill.models import (
     add_lora,
     check_forward,
+    end_of_text_ids,
     load_model,
     load_tokenizer,
     parameter_count,
@@ -23,6 +24,7 @@ from redistill.models import (
 )
 from redistill.sample import Example, Sample
 from redistill.student import prune_layers, select_layers
+from redistill.teacher_answers import with_teacher_answers
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +65,13 @@ def prepare(config: Config) -> Prepared:
         attn_implementation=settings.attn_implementation,
     )
     student = load_student(config, teacher, tokenizer, train.samples)
+    vocabulary = shared_vocabulary(tokenizer, tokenizer, student, teacher)
     for model in (student, teacher):
-        check_forward(model, shared_vocabulary(tokenizer, tokenizer, student, teacher))
+        check_forward(model, vocabulary)
+    if config.data.responses == "teacher":
+        eos = end_of_text_ids(tokenizer, teacher) | {end_id(tokenizer, config.data.template)}
+        answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
+        train = replace(train, samples=tuple(answered))
     log.info("student %s parameters, teacher %s", parameter_count(student), parameter_count(teacher))
     return Prepared(student, teacher, tokenizer, train, heldout, evaluation)
 

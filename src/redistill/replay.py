@@ -43,8 +43,8 @@ class ReplayBuffer:
 
 def _sample(record: dict[str, Any]) -> Sample:
     edits = tuple(Edit(**{**edit, "before": tuple(edit["before"])}) for edit in record["edits"])
-    ids = {name: tuple(record[name]) for name in ("prompt", "response")}
-    return Sample(**{**record, **ids, "edits": edits})
+    rows = {name: tuple(record[name]) for name in ("prompt", "response", "behaviour", "advantages")}
+    return Sample(**{**record, **rows, "edits": edits})
 
 
 @dataclass

@@ -26,12 +26,14 @@ class Score:
 
     kl: d_i = KL(p_i || q_i) in nats, fp32, at least 0; 0 where the two distributions are the same.
     teacher_token: t_i, the token of the teacher at the position, given the response before it.
-    teacher_log_likelihood: log p_i(y_i) in nats, of the response's own tokens.
+    teacher_log_likelihood, student_log_likelihood: log p_i(y_i) and log q_i(y_i) in nats, of the response's own
+        tokens.
     """
 
     kl: Tensor
     teacher_token: Tensor
     teacher_log_likelihood: Tensor
+    student_log_likelihood: Tensor
 
 
 def score(
@@ -64,7 +66,8 @@ def score(
         uniform = torch.rand(sum(lengths), generator=generator, device=on)
     uniforms = uniform.split(lengths)
     heads = head_of(student, vocabulary), head_of(teacher, vocabulary)
-    scores = [Score(torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0))] * len(samples)
+    nothing = torch.empty(0)
+    scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
     with answering(student), answering(teacher):
         for rows in _batches(samples, batch_size):
             batch = [samples[row] for row in rows]
@@ -195,15 +198,14 @@ def _compare(
         logits = heads[1].logits(hidden[1][cut]).to(device).float()
         token = sample(logits, uniform[cut], how)
         p = logits.log_softmax(dim=-1)
-        likelihood = p.gather(-1, said[cut, None]).squeeze(-1)
+        likelihoods = [each.gather(-1, said[cut, None]).squeeze(-1) for each in (p, q)]
         kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        parts.append((kl.cpu(), token.cpu(), likelihood.cpu()))
-    kl, token, likelihood = (torch.cat(each) for each in zip(*parts, strict=True))
-    return Score(kl, token, likelihood)
+        parts.append([each.cpu() for each in (kl, token, *likelihoods)])
+    return Score(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
-    fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood)
+    fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood, whole.student_log_likelihood)
     return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
 
 

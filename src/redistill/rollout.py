@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from redistill.config import Config, RevisionSettings, RolloutSettings
 from redistill.generate import Sampling, generate
+from redistill.policy import with_advantages
 from redistill.replay import ReplayBuffer, ShareSchedule
-from redistill.revision import revise_samples
+from redistill.revision import revise_samples, score
 from redistill.sample import Sample
 
 
@@ -69,19 +70,20 @@ def sequence_level(
     config: Config,
     state: RolloutState,
     step: int,
+    progress: float = 0.0,
 ) -> Drawn:
     """Choose for each reference whether the student's answer takes its place, and write, replay and revise it.
 
     A reference without a response (prompt-only data) always gets a student's answer. Fresh answers go to the
     buffer after their revision; replayed ones are revised anew only if `revision.revise_replayed`. step: how
-    many optimizer steps were done before.
+    many optimizer steps were done before; progress: which share of the run that is.
     """
     rollout, revision = config.rollout, config.revision
     generator, seconds, per = state.generator, {}, rollout.per
     share = state.schedule.share if step >= rollout.warmup_steps else 0.0
     chosen = _lots(len(references), share, per, generator)
     places = [place for place, sample in enumerate(references) if chosen[place] or not sample.response]
-    earlier = _lots(len(places), rollout.replay_ratio, per, generator)
+    earlier = _lots(len(places), replay_share(rollout, progress), per, generator)
     replay_places = [place for place, old in zip(places, earlier, strict=True) if old][: len(state.buffer)]
     replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
     fresh_places = [place for place in places if place not in set(replay_places)]
@@ -98,9 +100,20 @@ def sequence_level(
         fresh = revise(pair, fresh, rollout, revision, generator)
     seconds["revision"] = time.perf_counter() - started
 
+    if config.objective.policy.weight and fresh:
+        started = time.perf_counter()
+        fresh = judge(pair, fresh, config)
+        seconds["policy"] = time.perf_counter() - started
+
     state.buffer.push(fresh)
     student = dict(zip([*replay_places, *fresh_places], [*replayed, *fresh], strict=True))
     return Drawn(tuple(references), student, seconds)
+
+
+def replay_share(rollout: RolloutSettings, progress: float) -> float:
+    """The share of student answers that come from the buffer. rising: DistiLLM's (its code calls it by the
+    share of new answers, "decreasing")."""
+    return rollout.replay_ratio * (progress if rollout.replay_schedule == "rising" else 1.0)
 
 
 def sampling(rollout: RolloutSettings) -> Sampling:
@@ -121,6 +134,7 @@ def write(
         generator=generator,
         batch_size=rollout.batch_size,
         vocabulary=pair.vocabulary,
+        partner=(pair.teacher, rollout.teacher_mix) if rollout.teacher_mix else None,
     )
     return [
         Sample(sample.prompt, answer, "rollout", sample.source)
@@ -151,6 +165,20 @@ def revise(
         max_completion_length=rollout.max_completion_length,
         batch_size=rollout.batch_size,
     )
+
+
+def judge(pair: Pair, samples: Sequence[Sample], config: Config) -> list[Sample]:
+    """`samples` with what MiniLLM's policy gradient needs of them; one forward of both models."""
+    scores = score(
+        pair.student,
+        pair.teacher,
+        samples,
+        vocabulary=pair.vocabulary,
+        teacher_token="argmax",
+        generator=None,
+        batch_size=config.rollout.batch_size,
+    )
+    return with_advantages(samples, scores, config.objective.policy, config.rollout.teacher_mix)
 
 
 def _lots(count: int, probability: float, per: str, generator: torch.Generator) -> list[bool]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
 
 from redistill import checkpoint
+from redistill.budget import Spending
 from redistill.config import Config
 from redistill.console import training_progress
 from redistill.evaluation.score import EvaluationRow
@@ -54,9 +55,8 @@ def train(
     """
     started = time.perf_counter() if started is None else started
     folder.mkdir(parents=True, exist_ok=True)
-    config = config.model_copy(
-        update={"training": {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}}
-    )
+    training = {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}
+    config = config.model_copy(update={"training": training})
     last = checkpoint.latest(folder)
     if last is not None and not go_on:
         refuse_other_recipe(config, folder)
@@ -66,7 +66,7 @@ def train(
     bench, earlier = Bench(config, prepared, folder, console), []
     if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
         earlier = bench.rows_before(going_on=last is not None)
-    signals = checkpoint.SaveOnSignal()
+    signals, bounded = checkpoint.SaveOnSignal(), Spending(config.budget).bounded
     trainer = DistillTrainer(
         prepared.student,
         prepared.teacher,
@@ -74,7 +74,7 @@ def train(
         prepared.tokenizer,
         prepared.train.samples,
         prepared.heldout.samples,
-        callbacks=[training_progress(console), signals],
+        callbacks=[training_progress(console, bounded=bounded), signals],
     )
     trainer.remove_callback(PrinterCallback)
     step, finished = _train_from(trainer, last, console)
@@ -91,14 +91,15 @@ def _train_from(trainer: DistillTrainer, last: Path | None, console: Console) ->
     """Train to the end or to an interruption: the last step done, and whether it is the end."""
     if last is not None:
         done = TrainerState.load_from_json(str(last / "trainer_state.json")).global_step
-        *_, end = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
-        if done >= end:  # killed while measuring, or run again: the engine would do one step too many
+        if trainer.ends_at(
+            done
+        ):  # killed while measuring, or run again: the engine would do one step too many
             console.print(f"Training was finished: reading {last}.", highlight=False)
             trainer.load_weights(last)
             return done, True
         console.print(f"Going on from {last}.", highlight=False)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    return trainer.state.global_step, trainer.state.global_step >= trainer.state.max_steps
+    return trainer.state.global_step, trainer.ends_at(trainer.state.global_step)
 
 
 def refuse_other_recipe(config: Config, folder: Path) -> None:

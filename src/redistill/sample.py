@@ -61,6 +61,8 @@ class Sample:
     origin: "reference" (data set), "rollout" (the student just wrote it), "replay" (it wrote it earlier).
     edits: what SCRG replaced, oldest first; empty for a sample never revised or agreed with.
     agreed: SCRG looked and the teacher's token was the student's at every position.
+    behaviour, advantages: one number per response token, or none: the log-probability under which the token was
+        written, and how much better than expected what follows it is (MiniLLM's policy gradient; `policy.py`).
     """
 
     prompt: tuple[int, ...]
@@ -69,3 +71,5 @@ class Sample:
     source: str = ""
     edits: tuple[Edit, ...] = ()
     agreed: bool = False
+    behaviour: tuple[float, ...] = ()
+    advantages: tuple[float, ...] = ()

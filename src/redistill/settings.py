@@ -112,6 +112,13 @@ class DataSettings(Settings):
     """Share of unreadable or unusable records above which the run stops before training. Ours."""
     limit: Count | None = None
     """Most training examples read; null: all."""
+    responses: Literal["dataset", "teacher"] = "dataset"
+    """What is learnt from: the data's own responses, or the teacher's answers to its prompts (SeqKD), written once
+    with the sampling of `rollout` and kept."""
+    responses_seed: Index = 10
+    """Seed of the teacher's answers. MiniLLM's 10."""
+    responses_path: Text | None = None
+    """File in which they are kept; null: under ~/.cache/redistill, named after all that they depend on."""
     eval_limit: Count | None = None
     """Most held-out examples read; null: all."""
 
@@ -137,6 +144,8 @@ class RolloutSettings(Settings):
     """Share before the first growth. DistiLLM's 0 (0.2 for its OpenLLaMA2 student)."""
     replay_ratio: Share = 0.0
     """Share of the student answers that are taken again from the buffer of earlier ones; 0: all are new."""
+    replay_schedule: Literal["constant", "rising"] = "constant"
+    """constant: `replay_ratio` throughout; rising: from 0 to it in step with the run (DistiLLM)."""
     replay_capacity: Count = 1000
     """Answers kept in the buffer, the oldest falling out. DistiLLM's 1000."""
     max_completion_length: Count = 256
@@ -149,6 +158,8 @@ class RolloutSettings(Settings):
     """Sample from so many most probable tokens; 0: all."""
     min_p: Share = 0.0
     """Drop tokens less probable than this times the most probable one; 0: none."""
+    teacher_mix: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the teacher's distribution mixed into the student's while it writes. MiniLLM's 0.2; 0: none."""
     batch_size: Count = 8
     """Prompts answered at once on one device. Ours."""
 
@@ -164,74 +175,13 @@ class RevisionSettings(Settings):
     """Revise answers from the buffer once more with today's models. Ours."""
 
 
-class DacSettings(Settings):
-    """DAC-KL: forward KL on the part of the teacher's distribution between two quantiles (2407.10068)."""
+class BudgetSettings(Settings):
+    """What a run may spend, in place of `training.max_steps`; the learning rate's schedule follows what is spent."""
 
-    quantile: Literal["mass", "rank"] = "mass"
-    """Axis of the quantiles: teacher probability, or the literal rank among all classes."""
-    rest: Literal["bucket", "drop", "renormalize"] = "bucket"
-    """What is clipped away becomes one outcome (ours), is left out (paper), or the two are renormalised."""
-    edge: Literal["exact", "sigmoid"] = "exact"
-    """The class at an edge counts by the fraction inside, or by the paper's sigmoid."""
-    sharpness: Positive = 4.0
-    """Steepness of the sigmoid edge, per nat. Ours."""
-    keep_target: bool = True
-    """Never clip the teacher's most probable class."""
-    learnable: bool = True
-    """Quantiles from the clip network; false: `lower` and `upper` below."""
-    lower: Share = 0.0
-    """Fixed lower quantile; 0: nothing is clipped below."""
-    upper: Share = 1.0
-    """Fixed upper quantile; 1: nothing is clipped above."""
-    coverage: NotNegative = 0.0
-    """Weight of -log(retained mass) in what the clip network minimises, against collapse. 0: the paper."""
-    learning_rate: Positive = 1e-3
-    """Learning rate of the clip network. Ours."""
-    hidden: Count = 64
-    """Width of the clip network. Ours."""
-    top_k: Count = 32
-    """Most probable teacher classes the clip network sees. Ours."""
-
-
-class SpanSettings(Settings):
-    """Correlation of neighbouring tokens inside phrases (2407.10068)."""
-
-    chunker: Literal["textblob", "spacy", "windows", "none"] = "textblob"
-    """Who finds the phrases: TextBlob or spaCy (English), fixed windows (any language), nobody."""
-    distance: Literal["norm", "squared", "cosine"] = "norm"
-    """Distance of the two correlation vectors. The paper's is the norm."""
-
-
-class ObjectiveSettings(Settings):
-    """What is minimised: sft_weight * SFT + token_weight * token loss + span_weight * span loss."""
-
-    sft_weight: NotNegative = 1.0
-    """Weight of the cross-entropy on dataset responses. The paper's 1."""
-    token_weight: NotNegative = 1.0
-    """Weight of the token loss. The paper's 1."""
-    span_weight: NotNegative = 1.0
-    """Weight of the span loss. The paper's 1."""
-    token_loss: Literal[
-        "dac_kl",
-        "forward_kl",
-        "reverse_kl",
-        "jensen_shannon",
-        "skewed_forward_kl",
-        "skewed_reverse_kl",
-        "adaptive_kl",
-        "total_variation",
-    ] = "dac_kl"
-    """Divergence between teacher and student at every response token, in nats."""
-    temperature: Positive = 1.0
-    """Both models' logits are divided by it in the token and span losses."""
-    beta: Share = 0.5
-    """jensen_shannon: 0 is forward KL, 1 reverse KL (TRL, default 0.5)."""
-    alpha: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """skewed losses: share of the other model mixed in; 0: no skew. DistiLLM's 0.1."""
-    dac: DacSettings = DacSettings()
-    span: SpanSettings = SpanSettings()
-    chunk_size: Count = 1024
-    """Response tokens whose logits are held at once: memory against speed, never the result. Ours."""
+    student_tokens: Count | None = None
+    """Response tokens that the student is trained on; null: no bound."""
+    seconds: Positive | None = None
+    """Seconds of training, rollouts included; loading, validation, saving and measuring are not counted."""
 
 
 class EvaluationSettings(Settings):

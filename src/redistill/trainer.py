@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,25 +28,22 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from redistill import checkpoint
-from redistill.batch import Batch, Counts, Row, collate, count, split_by_length, to_device
+from redistill.bad_steps import BadSteps
+from redistill.batch import Batch, Counts, collate, count, split_by_length, to_device
+from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
 from redistill.chat import end_id
 from redistill.config import Config
 from redistill.losses.chunked import Stats, merge
 from redistill.models import end_of_text_ids, shared_vocabulary
 from redistill.objective import Objective, TermWatch, batch_loss, reference_scores
 from redistill.phrases import load_chunker, span_ids
-from redistill.rollout import Drawn, Pair, initial_state, sequence_level
-from redistill.runlog import RunLog
+from redistill.rollout import Pair, initial_state, sequence_level
+from redistill.rows import rows_of
+from redistill.runlog import RunLog, read
 from redistill.sample import Sample
 from redistill.steplog import revision_records, step_record
 
 log = logging.getLogger(__name__)
-
-BAD_STEPS_IN_A_ROW = 3
-
-
-class NotFinite(RuntimeError):
-    """The loss or its gradients were NaN or infinite in three steps in a row."""
 
 
 class DistillTrainer(Trainer):
@@ -67,11 +65,12 @@ class DistillTrainer(Trainer):
         eval_dataset: Sequence[Sample] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        args = TrainingArguments(**{**config.training, "remove_unused_columns": False})
+        unbounded = {"max_steps": NO_END} if Spending(config.budget).bounded else {}
+        args = TrainingArguments(**{**config.training, **unbounded, "remove_unused_columns": False})
         super().__init__(
             model=model,
             args=args,
-            data_collator=_as_they_are,  # pyright: ignore[reportArgumentType]
+            data_collator=list,  # pyright: ignore[reportArgumentType]
             train_dataset=list(train_dataset),  # pyright: ignore[reportArgumentType]
             eval_dataset=list(eval_dataset) if eval_dataset else None,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
@@ -91,9 +90,10 @@ class DistillTrainer(Trainer):
         self.rollout_state = initial_state(config.rollout, args.seed + args.process_index)
         self.samples_eval = list(eval_dataset or [])
         self.run_log = RunLog(Path(str(args.output_dir)))
+        self.spending = Spending(config.budget)
         self.watch = TermWatch(config.objective)
         self.chunker = load_chunker(config.objective.span.chunker)
-        self.bad_in_a_row = self.skipped = 0
+        self.bad_steps = BadSteps()
         self._metrics: dict[str, float] = {}
 
     # What is trained on
@@ -108,10 +108,10 @@ class DistillTrainer(Trainer):
         micro = list(islice(epoch_iterator, num_batches))
         references = [sample for samples in micro for sample in samples]
         with self.accelerator.autocast():
-            step = self.state.global_step
-            self._drawn = sequence_level(references, self.pair, self.config, self.rollout_state, step)
+            step, share = self.state.global_step, self.progress()
+            self._drawn = sequence_level(references, self.pair, self.config, self.rollout_state, step, share)
         started = time.perf_counter()
-        rows = [row for place in range(len(references)) for row in self._rows(place, self._drawn)]
+        rows = rows_of(self._drawn, self.config.objective, self._spans)
         self._drawn.seconds["spans"] = time.perf_counter() - started
         self._counts = self._over_ranks(count(rows), device)
         pad = self.tokenizer.pad_token_id
@@ -121,14 +121,11 @@ class DistillTrainer(Trainer):
         ]
         return list(self._batches), self._counts
 
-    def _rows(self, place: int, drawn: Drawn) -> list[Row]:
-        """A reference is fitted; it, or the student's answer in its place, is distilled on."""
-        reference, answer = drawn.references[place], drawn.student.get(place)
-        fit = self.config.objective.sft_weight > 0 and bool(reference.response)
-        if answer is None:
-            return [Row(reference, self._spans(reference), fit, True)]
-        rows = [Row(answer, self._spans(answer), False, True)]
-        return [*rows, Row(reference, (-1,) * len(reference.response), True, False)] if fit else rows
+    def progress(self) -> float:
+        """Which share of the run is done, 0 to 1: of its budget, or of its steps."""
+        if self.spending.bounded:
+            return self.spending.fraction()
+        return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
     def _spans(self, sample: Sample) -> tuple[int, ...]:
         if self.config.objective.span_weight == 0 or self.config.objective.span.chunker == "none":
@@ -175,18 +172,30 @@ class DistillTrainer(Trainer):
             optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": 0.0})
         return optimizer
 
+    def ends_at(self, step: int) -> bool:
+        """Whether the run is over after `step`; for a step that was logged."""
+        if not self.spending.bounded:
+            *_, end = self.set_initial_training_values(self.args, self.get_train_dataloader())
+            return step >= end
+        logged = read(self.run_log.folder / "steps.jsonl")
+        return Spending(self.config.budget).add_log(logged, step).fraction() >= 1
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The engine's; under a budget it follows what is spent, since the number of steps is not known."""
+        bounded = self.spending.bounded
+        scheduler = super().create_scheduler(SCHEDULE_STEPS if bounded else num_training_steps, optimizer)
+        if bounded:
+            follow_spending(scheduler, self.spending.fraction)
+        return scheduler
+
     # Around a step
 
     def before_optimizer(self) -> None:
         """Drop the gradients of a step whose loss or gradients are not finite, so that nothing is updated."""
         trained = [*self.pair.student.parameters(), *self.objective.parameters()]
-        if all(bool(torch.isfinite(loss)) for loss in self._losses) and _finite_gradients(trained):
-            self.bad_in_a_row = 0
-            return
-        for parameter in trained:
-            parameter.grad = None
-        self.skipped += 1
-        self.bad_in_a_row += 1
+        self.bad_steps.leave_out(self._losses, trained)
 
     def after_step(self) -> None:
         """Write the step's records; stop a run that no longer yields finite losses."""
@@ -194,9 +203,15 @@ class DistillTrainer(Trainer):
         step = self.state.global_step
         stats = merge(self._stats)
         record = step_record(self._drawn, self._batches, stats, self._counts)
-        record |= {"step": step, "loss": float(sum(self._losses, torch.zeros(()))), "skipped": self.skipped}
+        record |= {
+            "step": step,
+            "loss": float(sum(self._losses, torch.zeros(()))),
+            "skipped": self.bad_steps.skipped,
+        }
         record |= {"lmbda": self.rollout_state.schedule.share, "buffer": len(self.rollout_state.buffer)}
         record["seconds"] = time.perf_counter() - self._started
+        self.spending.add([record])
+        record["progress"] = self.progress()
         record["tokens_per_second"] = (self._counts.sft + self._counts.token) / record["seconds"]
         self.run_log.append("steps", record)
         for revised in revision_records(self._batches, stats, self.tokenizer):
@@ -204,23 +219,14 @@ class DistillTrainer(Trainer):
         self._metrics = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for warning in self.watch.update(record):
             log.warning(warning)
-        if self.bad_in_a_row >= BAD_STEPS_IN_A_ROW:
-            last = checkpoint.latest(self.run_log.folder)
-            raise NotFinite(
-                f"loss or gradients were not finite in {self.bad_in_a_row} steps in a row, up to step {step}; "
-                f"nothing was updated in them. Last good checkpoint: {last or 'none yet'}. "
-                "Lower training.learning_rate, or objective.dac.learning_rate, and go on from there."
-            )
+        self.bad_steps.stop_a_lost_run(step, self.run_log.folder)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Every tracker gets the method's own figures beside the engine's."""
         super().log({**self._metrics, **logs} if "loss" in logs else logs, start_time)
 
     def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Forward KL to the teacher and perplexity on the references; a rise moves the adaptive schedule."""
         samples = self.samples_eval if eval_dataset is None else list(eval_dataset)
@@ -278,19 +284,17 @@ class _Hooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.run_log.rewind(state.global_step)
+        logged = read(self.trainer.run_log.folder / "steps.jsonl")
+        self.trainer.spending.add_log(logged, state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.before_optimizer()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_step()
-
-
-def _as_they_are(samples: list[Any]) -> list[Any]:
-    return samples
-
-
-def _finite_gradients(parameters: Sequence[nn.Parameter]) -> bool:
-    """One look at the device for all of them."""
-    sums = [p.grad.float().sum() for p in parameters if p.grad is not None]
-    return not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all())
+        if self.trainer.spending.bounded:
+            # The engine's own step of the schedule came before this step's cost was known.
+            scheduler: Any = self.trainer.lr_scheduler
+            scheduler.step()
+            if self.trainer.progress() >= 1:
+                control.should_training_stop = control.should_save = True

