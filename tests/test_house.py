@@ -49,6 +49,7 @@ ORDER = [
     "console",
     "measure",
     "run",
+    "compare",
     "demo",
     "commands",
     "cli",

@@ -197,6 +197,29 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    plan: Annotated[Path, typer.Argument(metavar="COMPARE.yaml", help="Methods, budget, seeds, evaluation.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the runs and the table.")] = None,
+) -> None:
+    """Train several methods under one budget from one start, and write one table with significance."""
+    from redistill.compare.plan import read_plan
+    from redistill.compare.runs import run_all
+    from redistill.compare.table import make_lines, notes, to_tables, write_table
+
+    asked, console = read_plan(plan), _console()
+    folder = output or Path("runs") / plan.stem
+    runs = run_all(asked, folder, console)
+    lines = make_lines(asked, runs, folder)
+    write_table(asked, lines, folder)
+    for table in to_tables(lines):
+        console.print()
+        console.print(table)
+    console.print(notes(asked, lines), highlight=False)
+    console.print(f"The table lies in {folder} (table.md, .csv, .json).", soft_wrap=True, highlight=False)
+    raise typer.Exit(1 if any(run.failed for run in runs) else 0)
+
+
+@app.command()
 def revise(
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     student: Annotated[str, typer.Option(help="Hub id or folder.")],

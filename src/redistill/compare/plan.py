@@ -1,0 +1,136 @@
+"""What `redistill compare` is asked to do: the file it reads, and the runs that follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from redistill.config import Config, ConfigError, load_config
+from redistill.config_faults import faults
+from redistill.methods import Method, find_method, read_methods
+from redistill.settings import Count, Index, Positive, Settings, Text
+from redistill.yaml_lines import YamlError, read_yaml
+
+Seeds = Annotated[tuple[Index, ...], Field(strict=False, min_length=1)]
+
+
+class CompareBudget(Settings):
+    """What every run may spend; one of the three."""
+
+    steps: Count | None = None
+    """Optimizer steps."""
+    student_tokens: Count | None = None
+    """Response tokens that the student is trained on."""
+    seconds: Positive | None = None
+    """Seconds of training, rollouts included."""
+
+
+class CompareEvaluation(Settings):
+    """What every model is asked."""
+
+    sets: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Names of evaluation sets (dolly, self_instruct, vicuna, sinst, uinst, uinst_short)."""
+    data_root: str = ""
+    """Folder in which they lie."""
+    path: Text | None = None
+    """A data set of your own in their place."""
+    split: Text = "test"
+    """Its split."""
+    seeds: Seeds = (10, 20, 30, 40, 50)
+    """One full set of sampled answers each. MiniLLM's."""
+    max_new_tokens: Count = 256
+    """Longest answer. MiniLLM's 512 less a prompt of 256."""
+    batch_size: Count = 32
+    """Prompts answered at once."""
+    limit: Count | None = None
+    """Only the first so many records; null: all."""
+    exposure_prompts: Index = 0
+    """On how many prompts excess accumulated error is measured; 0: on none."""
+
+
+class Comparison(Settings):
+    """One comparison: methods on one pair, under one budget, from one start."""
+
+    recipe: Text
+    """Recipe with teacher, student (the common start), data and training; seen from this file's folder."""
+    methods: Annotated[tuple[Text, ...], Field(strict=False, min_length=1)]
+    """Names from methods.yaml, or from `define`."""
+    define: dict[str, Any] = Field(default_factory=dict)
+    """Rows of your own, in the form of methods.yaml."""
+    budget: CompareBudget
+    seeds: Seeds = (1, 2)
+    """One run of every method each."""
+    baseline: Text | None = None
+    """The method that the others are compared with; null: the first."""
+    evaluation: CompareEvaluation = CompareEvaluation()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison read and checked. recipe: the path of the recipe."""
+
+    comparison: Comparison
+    recipe: Path
+    methods: Mapping[str, Method]
+
+    @property
+    def baseline(self) -> str:
+        """The method that the others are compared with."""
+        return self.comparison.baseline or self.comparison.methods[0]
+
+    def overrides(self, method: str, seed: int) -> list[str]:
+        """What makes the recipe the run of `method` with `seed`: the method's settings, the budget, the seed."""
+        budget = self.comparison.budget
+        settings = {**self.methods[method].settings, "training.seed": seed}
+        if budget.steps is not None:
+            settings["training.max_steps"] = budget.steps
+        else:
+            settings |= {"budget.student_tokens": budget.student_tokens, "budget.seconds": budget.seconds}
+        return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+
+    def config(self, method: str, seed: int) -> Config:
+        """The whole configuration of one run."""
+        return load_config(self.recipe, self.overrides(method, seed))
+
+
+def read_plan(path: Path) -> Plan:
+    """The comparison in the YAML file `path`, with every run's recipe checked before any of them begins.
+
+    Raises ConfigError (a ValueError) naming file, setting and what is wrong.
+    """
+    try:
+        values, lines = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    try:
+        comparison = Comparison.model_validate(values)
+    except ValidationError as error:
+        origins = {key: f"{path}:{line}" for key, line in lines.items()}
+        raise ConfigError("\n".join(faults(error, Comparison, origins, str(path)))) from None
+    table = read_methods(comparison.define)
+    plan = Plan(
+        comparison, path.parent / comparison.recipe, {n: find_method(n, table) for n in comparison.methods}
+    )
+    _check(plan, path)
+    for method in comparison.methods:
+        plan.config(method, comparison.seeds[0])
+    return plan
+
+
+def _check(plan: Plan, path: Path) -> None:
+    asked, budget = plan.comparison, plan.comparison.budget
+    given = [name for name in type(budget).model_fields if getattr(budget, name) is not None]
+    if len(given) != 1:
+        raise ConfigError(f"{path}: budget needs one of steps, student_tokens and seconds, not {len(given)}.")
+    if bool(asked.evaluation.sets) == bool(asked.evaluation.path):
+        raise ConfigError(f"{path}: evaluation needs sets or path, one of the two.")
+    if plan.baseline not in asked.methods:
+        raise ConfigError(f"{path}: the baseline {plan.baseline} is none of the methods.")
+    for name, values in (("methods", asked.methods), ("seeds", asked.seeds)):
+        if len(set(values)) != len(values):
+            raise ConfigError(f"{path}: {name} names one twice.")
