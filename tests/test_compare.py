@@ -24,7 +24,7 @@ training: {{per_device_train_batch_size: 4, learning_rate: 1.0e-3, use_cpu: true
 """
 PLAN = """
 recipe: recipe.yaml
-methods: [kd, sft, mine]
+methods: [kd, mine]
 define:
   mine: {{from: mgsr, settings: {{rollout.lmbda: 1.0, objective.span.chunker: windows}}}}
 budget: {{steps: 2}}
@@ -57,12 +57,12 @@ def compare(folder: Path) -> subprocess.CompletedProcess:
 
 def test_a_whole_comparison_and_its_resumption(folder):
     # A run that cannot start fails alone, and is tried again by the next command.
-    blocked = folder / "out" / "runs" / "sft" / "seed-2"
+    blocked = folder / "out" / "runs" / "mine" / "seed-2"
     blocked.mkdir(parents=True)
     (blocked / "recipe.yaml").write_text("student: {other: 1}\n")
     (blocked / "checkpoint-1").mkdir()
     first = compare(folder)
-    assert first.returncode == 1 and "sft (1 failed)" in first.stdout, first.stdout + first.stderr
+    assert first.returncode == 1 and "mine (1 failed)" in first.stdout, first.stdout + first.stderr
     (blocked / "recipe.yaml").unlink()
     (blocked / "checkpoint-1").rmdir()
     untouched = folder / "out" / "runs" / "kd" / "seed-1" / "run.json"
@@ -73,18 +73,18 @@ def test_a_whole_comparison_and_its_resumption(folder):
 
     record = json.loads((folder / "out" / "table.json").read_text())
     lines = {line["method"]: line for line in record["lines"]}
-    assert list(lines) == ["teacher", "start", "kd", "sft", "mine"]
+    assert list(lines) == ["teacher", "start", "kd", "mine"]
     assert lines["teacher"]["kl_to_teacher"] == 0 and lines["start"]["kl_to_teacher"] > 0
-    for name in ("kd", "sft", "mine"):
+    for name in ("kd", "mine"):
         line = lines[name]
         assert (line["runs"], line["failed"], line["steps"]) == (2, 0, 2)
         assert (
             line["train_seconds"] > 0 and line["peak_memory_bytes"] > 1e8 and line["rougeL_std"] is not None
         )
         assert (line["rougeL_p"] is None) == (name == "kd") == (line["kl_p"] is None)
-    kl = lines["sft"]["kl_difference"]
-    assert lines["sft"]["kl_low"] <= kl <= lines["sft"]["kl_high"]
-    assert record["comparisons_corrected_for"] == 2 and record["baseline"] == "kd"
+    kl = lines["mine"]["kl_difference"]
+    assert lines["mine"]["kl_low"] <= kl <= lines["mine"]["kl_high"]
+    assert record["comparisons_corrected_for"] == 1 and record["baseline"] == "kd"
     rows = list(csv.DictReader((folder / "out" / "table.csv").open()))
     assert [row["method"] for row in rows] == list(lines)
     markdown = (folder / "out" / "table.md").read_text()
@@ -99,8 +99,8 @@ def test_a_whole_comparison_and_its_resumption(folder):
             ("budget: {steps: 2}", "budget: {steps: 2, seconds: 3.0}"),
             "one of steps, student_tokens and seconds",
         ),
-        (("[kd, sft, mine]", "[kd, sfd]"), "no method 'sfd'"),
-        (("[kd, sft, mine]", "[kd, kd]"), "methods names one twice"),
+        (("[kd, mine]", "[kd, sfd]"), "no method 'sfd'"),
+        (("[kd, mine]", "[kd, kd]"), "methods names one twice"),
         (("seeds: [1, 2]", "seeds: [1, 2]\nbaseline: gkd"), "baseline gkd is none"),
         (("seeds: [10, 20]", "sets: [dolly], seeds: [10, 20]"), "sets or path"),
         (("budget:", "budgets:"), r"plan.yaml:\d+: budgets is not a setting"),
