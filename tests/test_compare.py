@@ -91,6 +91,12 @@ def test_a_whole_comparison_and_its_resumption(folder):
     assert "| teacher |" in markdown and "**" in markdown and "Fewer than three training seeds" in markdown
     assert "mine" in second.stdout
 
+    # Results of another budget must not pass for these; nothing is trained to find that out.
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("steps: 2", "steps: 3"))
+    third = compare(folder)
+    assert third.returncode == 2 and "holds results under other settings" in third.stderr
+
 
 @pytest.mark.parametrize(
     ("change", "says"),

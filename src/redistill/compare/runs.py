@@ -2,7 +2,8 @@
 
 OUTPUT/start/                     the common start, where the recipe makes its student by pruning
 OUTPUT/before/                    teacher and start, measured
-OUTPUT/runs/METHOD/seed-N/        an ordinary run folder; run.json: seconds, memory, or why it failed
+OUTPUT/runs/METHOD/seed-N/        an ordinary run folder; run.json: seconds, memory, or why it failed;
+                                  asked.json: what it was asked, so that no other results pass for it
 OUTPUT/runs/METHOD/seed-N/evaluation/
 """
 
@@ -12,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,13 +29,10 @@ from redistill.runlog import read, write_whole
 STOPPED = 130
 
 
-class Stopped(KeyboardInterrupt):
-    """A run was interrupted, and saved; the same command goes on."""
-
-
 @dataclass(frozen=True)
 class Run:
-    """One run as it ended. train_seconds: of its steps; peak_memory_bytes: of the training process; failed: why."""
+    """One run as it ended. train_seconds: of its steps; peak_memory_bytes: of the training process (the last
+    one of a run that was stopped in between); failed: why."""
 
     method: str
     seed: int
@@ -48,13 +45,18 @@ class Run:
 
 
 def run_all(plan: Plan, output: Path, console: Console) -> list[Run]:
-    """Every run of `plan`, trained and measured; what is done already is not done again."""
+    """Every run of `plan`, trained and measured; what is done already is not done again.
+
+    Methods and seeds may be added later. Raises ValueError where `output` holds results of other settings.
+    """
     config = plan.config(plan.comparison.methods[0], plan.comparison.seeds[0])
     start = start_of(config, output)
     before = output / "before"
+    command = _evaluate(plan, config, start, before, teacher_row=True)
+    _keep_to(before / "asked.json", command)
     if not (before / "results.json").is_file():
         console.print("Measuring the teacher and the common start", highlight=False)
-        failed = _child(_evaluate(plan, config, start, before, teacher_row=True), before / "log.txt")[2]
+        _, failed = _child(command, before / "log.txt")
         if failed:
             raise ValueError(f"the start could not be measured: {failed}")
     pairs = [(m, s) for s in plan.comparison.seeds for m in plan.comparison.methods]
@@ -90,36 +92,20 @@ def start_of(config: Config, output: Path) -> str:
 
 def _one(plan: Plan, method: str, seed: int, start: str, output: Path) -> Run:
     folder = output / "runs" / method / f"seed-{seed}"
-    done = folder / "run.json"
-    if done.is_file():
-        record = json.loads(done.read_text(encoding="utf-8"))
-        if not record["failed"]:
-            return Run(**{**record, "folder": folder})
-    folder.mkdir(parents=True, exist_ok=True)
     config = plan.config(method, seed)
     student = {**config.student.model_dump(), "prune": None, "model_name_or_path": start}
-    tree = Config.model_validate({**config.model_dump(), "student": student})
-    recipe = folder / "method.yaml"
-    write_whole(recipe, tree.to_yaml())
-    log = folder / "log.txt"
-    memory, failed = 0, ""
-    if (
-        not (folder / "student" / "config.json").is_file()
-        and not (folder / "student" / "adapter_config.json").is_file()
-    ):
-        _, memory, failed = _child(["train", str(recipe), "--output", str(folder)], log)
-        if not failed:
-            write_whole(folder / "memory.json", json.dumps(memory))
-    elif (folder / "memory.json").is_file():
-        memory = json.loads((folder / "memory.json").read_text())
+    recipe = Config.model_validate({**config.model_dump(), "student": student}).to_yaml()
+    measuring = _evaluate(plan, config, str(folder / "student"), folder / "evaluation", teacher_row=False)
+    if plan.comparison.evaluation.exposure_prompts:
+        measuring += ["--teacher-answers", str(output / "before")]
+    _keep_to(folder / "asked.json", [recipe, *measuring])
+    if (folder / "run.json").is_file():
+        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if not record["failed"]:
+            return Run(**{**record, "folder": folder})
+    memory, failed = _train(folder, recipe)
     if not failed:
-        command = _evaluate(plan, config, str(folder / "student"), folder / "evaluation", teacher_row=False)
-        command += (
-            ["--teacher-answers", str(output / "before")]
-            if plan.comparison.evaluation.exposure_prompts
-            else []
-        )
-        failed = _child(command, log)[2]
+        _, failed = _child(measuring, folder / "log.txt")
     steps = list(read(folder / "steps.jsonl"))
     run = Run(
         method,
@@ -131,8 +117,31 @@ def _one(plan: Plan, method: str, seed: int, start: str, output: Path) -> Run:
         peak_memory_bytes=memory,
         failed=failed,
     )
-    write_whole(done, json.dumps({**asdict(run), "folder": str(folder)}, indent=1))
+    write_whole(folder / "run.json", json.dumps({**asdict(run), "folder": str(folder)}, indent=1))
     return run
+
+
+def _train(folder: Path, recipe: str) -> tuple[int, str]:
+    """Peak memory of the (last) training process, and why it failed; a trained student is not trained again."""
+    kept = folder / "memory.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8")), ""
+    write_whole(folder / "method.yaml", recipe)
+    command = ["train", str(folder / "method.yaml"), "--output", str(folder)]
+    memory, failed = _child(command, folder / "log.txt")
+    if not failed:
+        write_whole(kept, json.dumps(memory))
+    return memory, failed
+
+
+def _keep_to(path: Path, asked: list[str]) -> None:
+    """Note what was asked; ValueError where something else was, whose results would pass for this one's."""
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asked:
+        raise ValueError(
+            f"{path.parent} holds results under other settings: choose another --output, or remove that folder."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(asked))
 
 
 def _evaluate(plan: Plan, config: Config, model: str, output: Path, *, teacher_row: bool) -> list[str]:
@@ -152,11 +161,10 @@ def _evaluate(plan: Plan, config: Config, model: str, output: Path, *, teacher_r
     return [*command, "--teacher-row" if teacher_row else "--no-teacher-row"]
 
 
-def _child(arguments: Sequence[str], log: Path) -> tuple[float, int, str]:
-    """Run our own command: seconds, peak memory in bytes, and the last line it said if it failed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
+def _child(arguments: Sequence[str], log: Path) -> tuple[int, str]:
+    """Run our own command: its peak memory in bytes, and what it said last if it failed."""
     with log.open("ab") as file:
+        begin = file.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", "redistill", *arguments], stdout=file, stderr=subprocess.STDOUT
         )
@@ -165,17 +173,15 @@ def _child(arguments: Sequence[str], log: Path) -> tuple[float, int, str]:
         except KeyboardInterrupt:
             child.wait()
             raise
-    code = os.waitstatus_to_exitcode(status)
-    child.returncode = code
-    if code == STOPPED:
-        raise Stopped
-    failed = "" if code == 0 else _last_words(log, code)
-    peak = usage.ru_maxrss if sys.platform == "darwin" else 1024 * usage.ru_maxrss
-    return time.perf_counter() - started, peak, failed
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode == STOPPED:
+        raise KeyboardInterrupt
+    failed = _last_words(log.read_bytes()[begin:].decode(errors="replace")) if child.returncode else ""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), failed
 
 
-def _last_words(log: Path, code: int) -> str:
-    """Our own sentence, or the last line of whatever else it was."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
+def _last_words(text: str) -> str:
+    """Our own sentence, or the last line of whatever else was said."""
+    text = text.strip()
     own = text.rpartition("redistill: ")[2] if "redistill: " in text else text.rpartition("\n")[2]
-    return " ".join(own.split()) or f"it ended with exit code {code}"
+    return " ".join(own.split()) or "it said nothing"
