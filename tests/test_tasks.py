@@ -108,6 +108,37 @@ def test_scores_are_those_of_the_merged_model(adapter, tmp_path):
 
 
 @pytest.mark.usefixtures("harness")
+def test_the_command_line_runs_tasks_alone_and_keeps_them(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from redistill.cli import app
+
+    student = save_tiny(tmp_path / "models").student
+    records = [{"question": f"Number {n}?", "choices": list(WORDS[:4]), "answer": n % 4} for n in range(8)]
+    write_task(tmp_path / "tasks", records)
+    monkeypatch.chdir(tmp_path)
+    asked = ["evaluate", str(student), "--tasks", "rivers", "--include-path", "tasks", "--limit", "6"]
+    ended = CliRunner().invoke(app, [*asked, "--output", "out"], catch_exceptions=False)
+    assert ended.exit_code == 0 and "rivers" in ended.stdout and "acc_norm" in ended.stdout
+    kept = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    direct = tasks.run_tasks(
+        student,
+        ["rivers"],
+        limit=6,
+        batch_size=8,
+        device="cpu",
+        dtype="float32",
+        include_path=tmp_path / "tasks",
+    )
+    assert [score["value"] for score in kept["tasks"]] == [score.value for score in direct]
+    assert (
+        kept["limit"] == 6
+        and kept["lm_eval"][0].isdigit()
+        and not (tmp_path / "out" / "results.json").exists()
+    )
+
+
+@pytest.mark.usefixtures("harness")
 def test_shots_are_shown_and_random_states_are_left(tmp_path):
     """The harness's own way in, which probes the machine besides, gives the same with solved examples."""
     import lm_eval

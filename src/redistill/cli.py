@@ -51,6 +51,10 @@ ExposurePrompts = Annotated[
     int, typer.Option(min=0, help="Prompts on which exposure bias is measured; 0: none.")
 ]
 Anew = Annotated[bool, typer.Option("--anew", help="Delete what lies there from other settings.")]
+Tasks = Annotated[
+    str, typer.Option(help="Tasks of lm-evaluation-harness besides, or alone: arc_easy,hellaswag.")
+]
+IncludePath = Annotated[Path | None, typer.Option(help="Folder with task files of your own.")]
 EvaluationOutput = Annotated[Path, typer.Option(help="Folder for results.json and the answers.")]
 
 
@@ -156,20 +160,19 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")] = None,
     exposure_prompts: ExposurePrompts = 128,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    tasks: Tasks = "",
+    include_path: IncludePath = None,
     anew: Anew = False,
     output: EvaluationOutput = Path("runs/evaluate"),
 ) -> None:
-    """Score a model's answers: ROUGE-L, perplexity, KL to a teacher, variety, exposure bias.
-
-    What was broken off goes on with the answers that are missing.
-    """
+    """Score a model's answers; what was broken off goes on with those that are missing."""
     from redistill.commands import Request
     from redistill.commands import evaluate as run_evaluation
 
     request = Request(
         data=data,
         split=split,
-        sets=tuple(name.strip() for name in sets.split(",") if name.strip()),
+        sets=_names(sets),
         data_root=data_root,
         seeds=_integers(seeds, "--seeds"),
         temperature=temperature,
@@ -192,6 +195,8 @@ def evaluate(
         _console(),
         teacher_row=teacher_row,
         teacher_answers=teacher_answers,
+        tasks=_names(tasks),
+        include_path=include_path,
         anew=anew,
     )
 
@@ -202,21 +207,10 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="Folder for the runs and the table.")] = None,
 ) -> None:
     """Train several methods under one budget from one start, and write one table with significance."""
-    from redistill.compare.plan import read_plan
-    from redistill.compare.runs import run_all
-    from redistill.compare.table import make_lines, notes, to_tables, write_table
+    from redistill.commands import compare as run_comparison
 
-    asked, console = read_plan(plan), _console()
-    folder = output or Path("runs") / plan.stem
-    runs = run_all(asked, folder, console)
-    lines = make_lines(asked, runs, folder)
-    write_table(asked, lines, folder)
-    for table in to_tables(lines):
-        console.print()
-        console.print(table)
-    console.print(notes(asked, lines), highlight=False)
-    console.print(f"The table lies in {folder} (table.md, .csv, .json).", soft_wrap=True, highlight=False)
-    raise typer.Exit(1 if any(run.failed for run in runs) else 0)
+    whole = run_comparison(plan, output or Path("runs") / plan.stem, _console())
+    raise typer.Exit(0 if whole else 1)
 
 
 @app.command()
@@ -252,6 +246,10 @@ def _console():
     from rich.console import Console
 
     return Console()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _integers(text: str, option: str) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
@@ -12,21 +15,26 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redistill.chat import end_id
+from redistill.compare.plan import read_plan
+from redistill.compare.runs import run_all
+from redistill.compare.table import make_lines, notes, to_tables, write_table
 from redistill.console import (
     answers_table,
     evaluation_table,
     marked_from_sample,
     position_table,
     show_revision,
+    task_table,
 )
-from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
+from redistill.evaluation.results import SetRecord, made_with, peak_memory_bytes, write_results
 from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked
+from redistill.evaluation.tasks import TaskScore, run_tasks
 from redistill.generate import Sampling, generate
 from redistill.measure import Place, Request, SetBench, load_sets, record_of, to_samples
-from redistill.models import end_of_text_ids, load_model, load_tokenizer, shared_vocabulary
+from redistill.models import ends_of, load_model, load_tokenizer, shared_vocabulary
 from redistill.revision import Score, revise_samples, score
+from redistill.runlog import write_whole
 from redistill.sample import Example, Sample
 
 TeacherToken = Literal["sample", "argmax"]
@@ -49,15 +57,22 @@ def evaluate(
     *,
     teacher_row: bool = True,
     teacher_answers: Path | None = None,
+    tasks: Sequence[str] = (),
+    include_path: Path | None = None,
     anew: bool = False,
 ) -> list[Measured]:
     """Each set's rows for the teacher (if any) and the model, printed; all is kept in `output`.
 
     teacher_row: whether the teacher answers too; without, it only measures KL, and `teacher_answers` (a file,
     or the output folder of an earlier evaluation) is what exposure bias is measured against.
+    tasks, include_path: of lm-evaluation-harness, besides the sets or, without any, alone.
     anew: delete what lies in `output` from other settings instead of refusing to go on.
     """
     started = time.perf_counter()
+    if tasks:
+        evaluate_tasks(model_name, tasks, request, output, console, include_path=include_path)
+        if not (request.data or request.sets):
+            return []
     sets = load_sets(request)
     tokenizer = load_tokenizer(model_name)
     model = load_model(model_name, dtype=request.dtype)
@@ -89,6 +104,53 @@ def evaluate(
     )
     console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
     return measured
+
+
+def evaluate_tasks(
+    model_name: str,
+    tasks: Sequence[str],
+    request: Request,
+    output: Path,
+    console: Console,
+    *,
+    include_path: Path | None = None,
+) -> list[TaskScore]:
+    """What lm-evaluation-harness says of the same checkpoint, printed and kept in tasks.json in `output`."""
+    scores = run_tasks(
+        model_name,
+        tasks,
+        limit=request.limit,
+        batch_size=request.batch_size,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        dtype=request.dtype,
+        include_path=include_path,
+    )
+    record = {
+        "model": model_name,
+        "tasks": [asdict(score) for score in scores],
+        "limit": request.limit,
+        "lm_eval": metadata.version("lm_eval"),
+        **made_with(),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / "tasks.json", json.dumps(record, indent=1) + "\n")
+    console.print(task_table(scores))
+    console.print(f"tasks.json lies in {output}.", soft_wrap=True, highlight=False)
+    return scores
+
+
+def compare(plan_file: Path, output: Path, console: Console) -> bool:
+    """Every run of the comparison, and its table; whether none of them failed."""
+    plan = read_plan(plan_file)
+    runs = run_all(plan, output, console)
+    lines = make_lines(plan, runs, output)
+    write_table(plan, lines, output)
+    for table in to_tables(lines):
+        console.print()
+        console.print(table)
+    console.print(notes(plan, lines), highlight=False)
+    console.print(f"The table lies in {output} (table.md, .csv, .json).", soft_wrap=True, highlight=False)
+    return not any(run.failed for run in runs)
 
 
 def _print_measured(console: Console, measured: Measured) -> None:
@@ -135,7 +197,7 @@ def revise(
     tokenizer = load_tokenizer(student_name)
     student, teacher = (load_model(name, dtype=request.dtype) for name in (student_name, teacher_name))
     vocabulary = _vocabulary(tokenizer, student, teacher_name, teacher)
-    eos = end_of_text_ids(tokenizer, student) | {end_id(tokenizer, request.template)}
+    eos = ends_of(tokenizer, student, request.template)
     generator, sampling = torch.Generator().manual_seed(seed), Sampling(request.temperature)
     (asked, _) = to_samples([Example(prompt, source="prompt")], tokenizer, request)[0]
     writing = {"sampling": sampling, "eos": eos, "generator": generator, "vocabulary": vocabulary}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -12,21 +13,15 @@ from rich.text import Text
 from redistill.console.plain import one_line
 from redistill.evaluation.score import EvaluationRow
 
+if TYPE_CHECKING:
+    from redistill.evaluation.tasks import TaskScore
+
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
     """One line per model: size, ROUGE-L, KL to the teacher, perplexity, speed; "-" is "not measured"."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
-    headers = (
-        "parameters",
-        "ROUGE-L\ngreedy",
-        "ROUGE-L\nmean ± std",
-        "KL to\nteacher",
-        "perplexity",
-        "tokens/s",
+    table = _frame(
+        "parameters", "ROUGE-L\ngreedy", "ROUGE-L\nmean ± std", "KL to\nteacher", "perplexity", "tokens/s"
     )
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
         mean = _number(row.rougeL_mean, 2)
         table.add_row(
@@ -43,18 +38,9 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
 
 def answers_table(rows: Sequence[EvaluationRow]) -> Table:
     """One line per model on how it writes: exact matches, variety, repetition, length, exposure bias."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
-    headers = (
-        "exact\nmatch %",
-        "distinct\n1 / 2 / 4",
-        "repeats\nitself %",
-        "tokens",
-        "cut %",
-        "ExAccErr\n%",
+    table = _frame(
+        "exact\nmatch %", "distinct\n1 / 2 / 4", "repeats\nitself %", "tokens", "cut %", "ExAccErr\n%"
     )
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
         distinct = [_number(each, 2) for each in (row.distinct_1, row.distinct_2, row.distinct_4)]
         table.add_row(
@@ -66,6 +52,29 @@ def answers_table(rows: Sequence[EvaluationRow]) -> Table:
             _percent(row.share_cut),
             _number(row.excess_error, 1),
         )
+    return table
+
+
+def task_table(scores: Sequence[TaskScore]) -> Table:
+    """One line per metric of a task, with its standard error and the number of records."""
+    table = _frame("metric", "value", "± error", "records", "shots")
+    for score in scores:
+        table.add_row(
+            Text(one_line(score.task)),
+            Text(one_line(score.metric)),
+            _number(score.value, 4),
+            _number(score.stderr, 4),
+            str(score.samples),
+            "-" if score.shots is None else str(score.shots),
+        )
+    return table
+
+
+def _frame(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("", overflow="fold")
+    for header in headers:
+        table.add_column(header, justify="right", no_wrap=True, vertical="bottom")
     return table
 
 
