@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_trainer import assert_same_curve, curve, recipe, trainer
+from test_trainer import assert_same_curve, curve, recipe, train_and_die_at, trainer
 from torch.optim.lr_scheduler import LambdaLR, StepLR
 from transformers import get_scheduler
 
@@ -40,6 +40,7 @@ def test_a_schedule_follows_what_is_spent(kind):
     follow_spending(made, lambda: next(spent))
     got = []
     for _ in wanted:
+        optimizer.step()
         made.step()
         got.append(made.get_last_lr()[0])
     assert got == pytest.approx(wanted)
@@ -62,16 +63,7 @@ def test_a_run_ends_when_its_tokens_are_spent_and_a_stopped_one_goes_on_to_the_s
     assert rates == pytest.approx(wanted, abs=2e-6)
 
     first = trainer(bounded(tmp_path / "cut", student_tokens=700))
-    after = first.after_step
-
-    def stop_at_three():
-        after()
-        if first.state.global_step == 3:
-            raise KeyboardInterrupt
-
-    first.after_step = stop_at_three
-    with pytest.raises(KeyboardInterrupt):
-        first.train()
+    train_and_die_at(first, 3)
     second = trainer(bounded(tmp_path / "cut", student_tokens=700))
     second.train(resume_from_checkpoint=str(latest(tmp_path / "cut")))
     assert_same_curve(curve(tmp_path / "cut"), curve(tmp_path / "whole"))

@@ -28,7 +28,7 @@ def entropy(p: Tensor) -> Tensor:
     return -(p * p.log()).sum(-1)
 
 
-def same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
+def assert_same(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
     """Values, and the gradients of a weighted sum with respect to `inputs`."""
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, check_dtype=False)
     weights = torch.linspace(1, 2, len(ours))
@@ -143,7 +143,7 @@ def abkd(q: Tensor, p: Tensor, alpha: float, beta: float) -> Tensor:
 )
 def test_value_and_gradient_are_the_authors(ours, theirs):
     student, teacher = pair()
-    same(ours(student, teacher), theirs(*probabilities(student, teacher)), student)
+    assert_same(ours(student, teacher), theirs(*probabilities(student, teacher)), student)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_what_they_call_forward_kl_lacks_the_entropy_of_the_teacher(ours, share)
     student, teacher = pair()
     q, p = probabilities(student, teacher)
     theirs = -(p * (share * p + (1 - share) * q).log()).sum(-1)
-    same(ours(student, teacher), theirs - entropy(p), student)
+    assert_same(ours(student, teacher), theirs - entropy(p), student)
     # So theirs is not 0 where student and teacher agree, and no size of disagreement can be read off it.
     q, p = probabilities(teacher, teacher)
     at_equality = -(p * (share * p + (1 - share) * q).log()).sum(-1)
@@ -199,7 +199,7 @@ def test_abkd_divides_its_limits_by_the_power_and_not_by_its_square(alpha, beta)
     student, teacher = pair()
     q, p = probabilities(student, teacher)
     ours = losses.alpha_beta(student, teacher, alpha=alpha, beta=beta)
-    same(ours, abkd(q, p, alpha, beta) / (alpha + beta), student)
+    assert_same(ours, abkd(q, p, alpha, beta) / (alpha + beta), student)
     # Ours is what their general formula tends to.
     near = abkd(q, p, alpha or 1e-7, beta or 1e-7)
     torch.testing.assert_close(ours.double(), near, rtol=1e-4, atol=1e-5)
@@ -240,9 +240,11 @@ def test_jensen_shannon_equals_trl_on_logits(beta):
     student, teacher = pair()
     ours = losses.jensen_shannon(student, teacher, beta=beta)
     theirs = gkd.GKDTrainer.generalized_jsd_loss(student[None], teacher[None], beta=beta, reduction="none")
-    same(ours, theirs[0].sum(-1), student)
+    assert_same(ours, theirs[0].sum(-1), student)
     ours = losses.jensen_shannon(student, teacher, beta=beta)
-    same(ours, compute_full_logit_self_distillation_loss(student, teacher, distillation_alpha=beta), student)
+    assert_same(
+        ours, compute_full_logit_self_distillation_loss(student, teacher, distillation_alpha=beta), student
+    )
 
 
 def heads() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -259,11 +261,13 @@ def test_jensen_shannon_equals_the_chunked_loss_of_trl(beta):
     hidden, weight, other, other_weight = heads()
     ours = losses.jensen_shannon(hidden @ weight.T, other @ other_weight.T, beta=beta)
     theirs, _ = ChunkedDivergenceFunction.apply(hidden, weight, None, other, other_weight, None, beta)
-    same(ours, theirs, hidden, weight)
+    assert_same(ours, theirs, hidden, weight)
 
 
 @pytest.mark.parametrize("beta", BETAS)
 def test_jensen_shannon_equals_liger(beta):
+    # Not a test requirement: it asks for triton, 200 MB that a machine without a GPU has no use for. Its own code
+    # here is plain torch, so an unpacked wheel on the path is enough; liger-kernel 0.8.5 passed so.
     liger = pytest.importorskip(
         "liger_kernel.chunked_loss.jsd_loss", reason="liger-kernel is not installed (not a dependency)"
     )
@@ -275,4 +279,4 @@ def test_jensen_shannon_equals_liger(beta):
     )
     targets = torch.zeros(6, dtype=torch.long)
     theirs = fused(hidden, weight, other, other_weight, targets)
-    same(ours.mean()[None], theirs[None], hidden, weight)
+    assert_same(ours.mean()[None], theirs[None], hidden, weight)

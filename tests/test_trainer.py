@@ -75,6 +75,23 @@ def assert_same_curve(one, other, tolerance=2e-4):
             assert a[key] == pytest.approx(b[key], rel=tolerance, abs=1e-5), (a["step"], key)
 
 
+def train_and_die_at(run, step):
+    """Training that ends in an error after `step`, which is logged but not saved."""
+    after = run.after_step
+
+    class Died(Exception):
+        pass
+
+    def die():
+        after()
+        if run.state.global_step == step:
+            raise Died
+
+    run.after_step = die
+    with pytest.raises(Died):
+        run.train()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -108,21 +125,7 @@ def test_slices_do_not_change_the_curve(whole, tmp_path):
 
 def test_stop_and_resume_equals_uninterrupted(whole, tmp_path):
     first = trainer(recipe(tmp_path))
-    first.args.max_steps = 6
-
-    class Stop(Exception):
-        pass
-
-    after = first.after_step
-
-    def stop_at_five():
-        after()
-        if first.state.global_step == 5:
-            raise Stop
-
-    first.after_step = stop_at_five
-    with pytest.raises(Stop):
-        first.train()
+    train_and_die_at(first, 5)
     last = latest(tmp_path)
     assert last is not None and last.name == "checkpoint-4"
     second = trainer(recipe(tmp_path))

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redistill.chat import Template, end_id, to_sample
+from redistill.chat import Template, to_sample
 from redistill.config import Config
 from redistill.console import CountDisplay
 from redistill.data import load_examples
@@ -20,7 +20,7 @@ from redistill.evaluation.kept import Keep, OnOther
 from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
 from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked, data_root, load_suite, version_of
-from redistill.models import end_of_text_ids, shared_vocabulary
+from redistill.models import ends_of, shared_vocabulary
 from redistill.prepare import Prepared
 from redistill.runlog import write_whole
 from redistill.sample import Example, Sample
@@ -162,7 +162,7 @@ class SetBench:
                 max_new_tokens=request.max_new_tokens,
                 max_length=request.max_length,
                 batch_size=request.batch_size,
-                eos=end_of_text_ids(tokenizer, model) | {end_id(tokenizer, request.template)},
+                eos=ends_of(tokenizer, model, request.template),
                 vocabulary=self.vocabulary,
                 keep=place.keep(request.template, self.on_other),
                 progress=progress,
@@ -209,7 +209,7 @@ class Bench:
                 greedy=settings.greedy,
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=settings.batch_size,
-                eos=end_of_text_ids(tokenizer, model) | {end_id(tokenizer, self.config.data.template)},
+                eos=ends_of(tokenizer, model, self.config.data.template),
                 vocabulary=shared_vocabulary(tokenizer, tokenizer, prepared.student, prepared.teacher),
                 # The run's folder has refused other settings, or was told to go on under them.
                 keep=Keep(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from redistill.chat import Template, end_id
 from redistill.loading import first_line, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "add_lora",
     "check_forward",
     "end_of_text_ids",
+    "ends_of",
     "head_of",
     "hidden_states",
     "load_model",
@@ -238,6 +240,11 @@ def end_of_text_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> fro
             "tokenizer's tokenizer_config.json."
         )
     return frozenset(found)
+
+
+def ends_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module, template: Template) -> frozenset[int]:
+    """Every id that ends an answer under `template`: the model's own, and the one that the template closes with."""
+    return end_of_text_ids(tokenizer, model) | {end_id(tokenizer, template)}
 
 
 def parameter_count(model: nn.Module) -> int:

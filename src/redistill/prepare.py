@@ -10,13 +10,13 @@ from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from redistill.chat import Template, end_id, to_sample
+from redistill.chat import Template, to_sample
 from redistill.config import Config
 from redistill.data import DataError, load_examples
 from redistill.models import (
     add_lora,
     check_forward,
-    end_of_text_ids,
+    ends_of,
     load_model,
     load_tokenizer,
     parameter_count,
@@ -69,7 +69,7 @@ def prepare(config: Config) -> Prepared:
     for model in (student, teacher):
         check_forward(model, vocabulary)
     if config.data.responses == "teacher":
-        eos = end_of_text_ids(tokenizer, teacher) | {end_id(tokenizer, config.data.template)}
+        eos = ends_of(tokenizer, teacher, config.data.template)
         answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
         train = replace(train, samples=tuple(answered))
     log.info("student %s parameters, teacher %s", parameter_count(student), parameter_count(teacher))

@@ -31,10 +31,9 @@ from redistill import checkpoint
 from redistill.bad_steps import BadSteps
 from redistill.batch import Batch, Counts, collate, count, split_by_length, to_device
 from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
-from redistill.chat import end_id
 from redistill.config import Config
 from redistill.losses.chunked import Stats, merge
-from redistill.models import end_of_text_ids, shared_vocabulary
+from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, TermWatch, batch_loss, reference_scores
 from redistill.phrases import load_chunker, span_ids
 from redistill.rollout import Pair, initial_state, sequence_level
@@ -83,7 +82,7 @@ class DistillTrainer(Trainer):
         self.teacher = teacher_model.eval().requires_grad_(False)
         nn.Module.to(self.teacher, args.device)
         vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
-        ends = end_of_text_ids(processing_class, model) | {end_id(processing_class, config.data.template)}
+        ends = ends_of(processing_class, model, config.data.template)
         self.pair = Pair(model, teacher_model, vocabulary, ends)
         start = torch.Generator().manual_seed(args.seed)
         self.objective = Objective(config.objective, start).to(args.device)
