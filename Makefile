@@ -9,8 +9,8 @@ demo: .venv/package .venv/teacher
 	@$(BIN)/redistill demo $(ARGS)
 
 test: .venv/test-tools
-	$(BIN)/ruff check src tests docs
-	$(BIN)/ruff format --check src tests docs
+	$(BIN)/ruff check src tests docs benchmarks
+	$(BIN)/ruff format --check src tests docs benchmarks
 	$(BIN)/pyright src
 	rm -rf build dist
 	$(PIP) wheel --no-deps --wheel-dir dist .

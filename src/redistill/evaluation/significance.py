@@ -66,8 +66,8 @@ def paired_bootstrap(
     what u gives to the mean, all of what v gives, and about (3 - 2/S) times what e gives. So it is careful
     where single answers scatter, and too bold where training seeds differ much and are few: with S = 2 and u
     alone, both seeds fall on one side of 0 half of the time, whatever the truth. True nulls rejected at 5 %
-    (600 simulations each, 100 prompts): u alone 51 % at S = 2, 25 % at 3, 15 % at 5, 10 % at 10; e alone 1 %
-    at any S > 1; u and e in equal parts 5, 3, 2 and 1 %; v alone 4 to 7 %. So look at `from_seeds` before
+    (benchmarks/bootstrap_calibration.py): u alone 50 % at S = 2, 25 % at 3, 16 % at 5, 11 % at 10; e alone 1 %
+    or less; u and e in equal parts 4, 2, 1 and 2 %; v alone 4 to 6 %. So look at `from_seeds` before
     believing a p-value from two seeds. To compare trained models instead of methods, average over the seeds
     first and give [prompts].
     Errors: ValueError for other shapes than each other's, no or non-finite scores, under 1 resample, a level
