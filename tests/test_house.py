@@ -49,9 +49,9 @@ ORDER = [
     "console",
     "measure",
     "run",
+    "commands",
     "compare",
     "demo",
-    "commands",
     "cli",
 ]
 

@@ -166,10 +166,9 @@ def evaluate(
     output: EvaluationOutput = Path("runs/evaluate"),
 ) -> None:
     """Score a model's answers; what was broken off goes on with those that are missing."""
-    from redistill.commands import Request
-    from redistill.commands import evaluate as run_evaluation
+    from redistill import commands
 
-    request = Request(
+    request = commands.Request(
         data=data,
         split=split,
         sets=_names(sets),
@@ -187,7 +186,7 @@ def evaluate(
         exposure_prompts=exposure_prompts,
         dtype=dtype,
     )
-    run_evaluation(
+    commands.evaluate(
         model,
         teacher,
         request,
@@ -207,10 +206,18 @@ def compare(
     output: Annotated[Path | None, typer.Option(help="Folder for the runs and the table.")] = None,
 ) -> None:
     """Train several methods under one budget from one start, and write one table with significance."""
-    from redistill.commands import compare as run_comparison
+    from redistill.compare.command import compare as run_comparison
 
     whole = run_comparison(plan, output or Path("runs") / plan.stem, _console())
     raise typer.Exit(0 if whole else 1)
+
+
+@app.command(hidden=True)
+def compare_run(folder: Path) -> None:
+    """One run of a comparison, as FOLDER/asked.json says: what `compare` starts, each in a process of its own."""
+    from redistill.compare.child import work
+
+    work(folder, _console())
 
 
 @app.command()
@@ -226,11 +233,10 @@ def revise(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Let the student answer PROMPT and show what SCRG would correct, position by position."""
-    from redistill.commands import Request
-    from redistill.commands import revise as show
+    from redistill import commands
 
-    request = Request(template=template, max_new_tokens=max_new_tokens, temperature=temperature)
-    show(
+    request = commands.Request(template=template, max_new_tokens=max_new_tokens, temperature=temperature)
+    commands.revise(
         prompt,
         student,
         teacher,

@@ -79,3 +79,12 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def hold(file: IO[Any]) -> None:
+    """Wait until no other process holds `file`; it is ours while it is open, here or in a child that has it."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

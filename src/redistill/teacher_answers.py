@@ -17,7 +17,7 @@ from redistill.config import Config
 from redistill.generate import draw_uniforms, generate
 from redistill.loading import default_cache
 from redistill.rollout import sampling
-from redistill.runlog import append_lines, read
+from redistill.runlog import append_lines, hold, read
 from redistill.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -97,13 +97,8 @@ def _weights(teacher: PreTrainedModel) -> list[float]:
 def _alone(path: Path) -> Iterator[None]:
     """Several runs may want one file: the first writes it, the others wait and find it written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
     with path.with_suffix(".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        hold(lock)
         yield
 
 

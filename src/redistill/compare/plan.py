@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from redistill.config import Config, ConfigError, load_config
 from redistill.config_faults import faults
+from redistill.measure import Request
 from redistill.methods import Method, find_method, read_methods
 from redistill.settings import Count, Index, Positive, Settings, Text
 from redistill.yaml_lines import YamlError, read_yaml
@@ -96,6 +97,35 @@ class Plan:
     def config(self, method: str, seed: int) -> Config:
         """The whole configuration of one run."""
         return load_config(self.recipe, self.overrides(method, seed))
+
+    @property
+    def teacher(self) -> str:
+        """Id or folder."""
+        return self.common.teacher.model_name_or_path
+
+    @property
+    def request(self) -> Request:
+        """How every model is measured: as the comparison asks, with prompts written as the recipe writes them."""
+        asked, config = self.comparison.evaluation, self.common
+        return Request(
+            data=asked.path or "",
+            split=asked.split,
+            sets=asked.sets,
+            data_root=asked.data_root,
+            seeds=asked.seeds,
+            template=config.data.template,
+            max_prompt_length=config.data.max_prompt_length,
+            max_new_tokens=asked.max_new_tokens,
+            batch_size=asked.batch_size,
+            limit=asked.limit,
+            exposure_prompts=asked.exposure_prompts,
+            dtype=config.student.dtype,
+        )
+
+    @property
+    def common(self) -> Config:
+        """A run's configuration, of which what no method changes is read."""
+        return self.config(self.comparison.methods[0], self.comparison.seeds[0])
 
 
 def read_plan(path: Path) -> Plan:

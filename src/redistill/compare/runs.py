@@ -1,4 +1,4 @@
-"""The runs of a comparison, each a process of its own: its memory is its own, and what fails fails alone.
+"""The runs of a comparison, each a process of its own (`child.py`), with memory of its own.
 
 OUTPUT/start/                     the common start, where the recipe makes its student by pruning
 OUTPUT/before/                    teacher and start, measured
@@ -10,15 +10,15 @@ OUTPUT/runs/METHOD/seed-N/evaluation/
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from redistill.compare.child import Task
+from redistill.compare.jobs import Job, run_jobs
 from redistill.compare.plan import Plan
 from redistill.config import Config
 from redistill.models import load_model, load_tokenizer
@@ -26,13 +26,11 @@ from redistill.prepare import load_split, load_student
 from redistill.run import save_model
 from redistill.runlog import read, write_whole
 
-STOPPED = 130
-
 
 @dataclass(frozen=True)
 class Run:
     """One run as it ended. train_seconds: of its steps; peak_memory_bytes: of the training process (the last
-    one of a run that was stopped in between); failed: why."""
+    one of a run that was stopped in between), up to the end of training; failed: why."""
 
     method: str
     seed: int
@@ -49,24 +47,17 @@ def run_all(plan: Plan, output: Path, console: Console) -> list[Run]:
 
     Methods and seeds may be added later. Raises ValueError where `output` holds results of other settings.
     """
-    config = plan.config(plan.comparison.methods[0], plan.comparison.seeds[0])
-    start = start_of(config, output)
-    before = output / "before"
-    command = _evaluate(plan, config, start, before, teacher_row=True)
-    _keep_to(before / "asked.json", command)
-    if not (before / "results.json").is_file():
-        console.print("Measuring the teacher and the common start", highlight=False)
-        _, failed = _child(command, before / "log.txt")
-        if failed:
-            raise ValueError(f"the start could not be measured: {failed}")
-    pairs = [(m, s) for s in plan.comparison.seeds for m in plan.comparison.methods]
-    runs = []
-    for number, (method, seed) in enumerate(pairs, 1):
-        console.print(f"{number}/{len(pairs)}  {method}, seed {seed}", highlight=False)
-        runs.append(_one(plan, method, seed, start, output))
-        if runs[-1].failed:
-            console.print(f"  failed: {runs[-1].failed}", style="red", highlight=False)
-    return runs
+    start = start_of(plan.common, output)
+    tasks = {
+        (method, seed): _task(plan, method, seed, start, output)
+        for seed in plan.comparison.seeds
+        for method in plan.comparison.methods
+    }
+    folders = {key: output / "runs" / key[0] / f"seed-{key[1]}" for key in tasks}
+    before = Task(plan.request, plan.teacher, model=start)
+    _keep_to({output / "before": before, **{folders[key]: task for key, task in tasks.items()}})
+    _measure_before(output / "before", console)
+    return _train_all(folders, console)
 
 
 def start_of(config: Config, output: Path) -> str:
@@ -90,23 +81,69 @@ def start_of(config: Config, output: Path) -> str:
     return str(folder)
 
 
-def _one(plan: Plan, method: str, seed: int, start: str, output: Path) -> Run:
-    folder = output / "runs" / method / f"seed-{seed}"
-    config = plan.config(method, seed)
-    student = {**config.student.model_dump(), "prune": None, "model_name_or_path": start}
-    recipe = Config.model_validate({**config.model_dump(), "student": student}).to_yaml()
-    measuring = _evaluate(plan, config, str(folder / "student"), folder / "evaluation", teacher_row=False)
-    if plan.comparison.evaluation.exposure_prompts:
-        measuring += ["--teacher-answers", str(output / "before")]
-    _keep_to(folder / "asked.json", [recipe, *measuring])
-    if (folder / "run.json").is_file():
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        if not record["failed"]:
-            return Run(**{**record, "folder": folder})
-    memory, failed = _train(folder, recipe)
-    if not failed:
-        _, failed = _child(measuring, folder / "log.txt")
+def _task(plan: Plan, method: str, seed: int, start: str, output: Path) -> Task:
+    # A section `evaluation` would let every run measure teacher and start once more.
+    recipe = plan.config(method, seed).model_dump(mode="json", exclude={"evaluation"})
+    recipe["student"] |= {"prune": None, "model_name_or_path": start}
+    theirs = str(output / "before") if plan.comparison.evaluation.exposure_prompts else None
+    return Task(plan.request, plan.teacher, recipe, teacher_answers=theirs)
+
+
+def _keep_to(asked: Mapping[Path, Task]) -> None:
+    """Note in each folder what is asked; ValueError where something else was, whose results would pass for this
+    one's."""
+    wanted = {folder: json.dumps(asdict(task), indent=1) for folder, task in asked.items()}
+    for folder, text in wanted.items():
+        path = folder / "asked.json"
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
+            raise ValueError(
+                f"{folder} holds results under other settings: choose another --output, or remove that folder."
+            )
+    for folder, text in wanted.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "asked.json", text)
+
+
+def _measure_before(folder: Path, console: Console) -> None:
+    def ended(_: Job, failed: str) -> None:
+        if failed:
+            raise ValueError(f"the start could not be measured: {failed}")
+
+    if not (folder / "results.json").is_file():
+        run_jobs([Job("Teacher and common start, measured", folder)], console, ended)
+
+
+def _train_all(folders: Mapping[tuple[str, int], Path], console: Console) -> list[Run]:
+    """Do what is not done yet, and return all."""
+    jobs = [
+        Job(f"{number}/{len(folders)}  {method}, seed {seed}", folder)
+        for number, ((method, seed), folder) in enumerate(folders.items(), 1)
+        if _failed(folder) != ""
+    ]
+    keys = {folder: key for key, folder in folders.items()}
+
+    def ended(job: Job, failed: str) -> None:
+        method, seed = keys[job.folder]
+        _note(method, seed, job.folder, failed)
+
+    run_jobs(jobs, console, ended)
+    return [_read(folder) for folder in folders.values()]
+
+
+def _failed(folder: Path) -> str | None:
+    """Why the run in `folder` failed: "" if it did not, None if it did not end yet."""
+    return _read(folder).failed if (folder / "run.json").is_file() else None
+
+
+def _read(folder: Path) -> Run:
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return Run(**{**record, "folder": folder})
+
+
+def _note(method: str, seed: int, folder: Path, failed: str) -> None:
+    """What the run log tells of a run that ended, in run.json."""
     steps = list(read(folder / "steps.jsonl"))
+    memory = folder / "memory.json"
     run = Run(
         method,
         seed,
@@ -114,74 +151,7 @@ def _one(plan: Plan, method: str, seed: int, start: str, output: Path) -> Run:
         steps=len(steps),
         train_seconds=sum(record["seconds"] for record in steps),
         student_tokens=sum(record["student_tokens"] for record in steps),
-        peak_memory_bytes=memory,
+        peak_memory_bytes=json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else 0,
         failed=failed,
     )
     write_whole(folder / "run.json", json.dumps({**asdict(run), "folder": str(folder)}, indent=1))
-    return run
-
-
-def _train(folder: Path, recipe: str) -> tuple[int, str]:
-    """Peak memory of the (last) training process, and why it failed; a trained student is not trained again."""
-    kept = folder / "memory.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8")), ""
-    write_whole(folder / "method.yaml", recipe)
-    command = ["train", str(folder / "method.yaml"), "--output", str(folder)]
-    memory, failed = _child(command, folder / "log.txt")
-    if not failed:
-        write_whole(kept, json.dumps(memory))
-    return memory, failed
-
-
-def _keep_to(path: Path, asked: list[str]) -> None:
-    """Note what was asked; ValueError where something else was, whose results would pass for this one's."""
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != asked:
-        raise ValueError(
-            f"{path.parent} holds results under other settings: choose another --output, or remove that folder."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(asked))
-
-
-def _evaluate(plan: Plan, config: Config, model: str, output: Path, *, teacher_row: bool) -> list[str]:
-    asked = plan.comparison.evaluation
-    command = ["evaluate", model, "--teacher", config.teacher.model_name_or_path, "--output", str(output)]
-    command += (
-        ["--sets", ",".join(asked.sets)]
-        if asked.sets
-        else ["--data", str(asked.path), "--split", asked.split]
-    )
-    command += ["--data-root", asked.data_root] if asked.data_root else []
-    command += ["--limit", str(asked.limit)] if asked.limit else []
-    command += ["--seeds", ",".join(map(str, asked.seeds)), "--batch-size", str(asked.batch_size)]
-    command += ["--max-new-tokens", str(asked.max_new_tokens), "--template", config.data.template]
-    command += ["--max-prompt-length", str(config.data.max_prompt_length)]
-    command += ["--exposure-prompts", str(asked.exposure_prompts), "--dtype", config.student.dtype]
-    return [*command, "--teacher-row" if teacher_row else "--no-teacher-row"]
-
-
-def _child(arguments: Sequence[str], log: Path) -> tuple[int, str]:
-    """Run our own command: its peak memory in bytes, and what it said last if it failed."""
-    with log.open("ab") as file:
-        begin = file.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", "redistill", *arguments], stdout=file, stderr=subprocess.STDOUT
-        )
-        try:
-            _, status, usage = os.wait4(child.pid, 0)
-        except KeyboardInterrupt:
-            child.wait()
-            raise
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode == STOPPED:
-        raise KeyboardInterrupt
-    failed = _last_words(log.read_bytes()[begin:].decode(errors="replace")) if child.returncode else ""
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), failed
-
-
-def _last_words(text: str) -> str:
-    """Our own sentence, or the last line of whatever else was said."""
-    text = text.strip()
-    own = text.rpartition("redistill: ")[2] if "redistill: " in text else text.rpartition("\n")[2]
-    return " ".join(own.split()) or "it said nothing"

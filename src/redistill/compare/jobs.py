@@ -1,0 +1,114 @@
+"""The processes of a comparison, one or several at once: what fails fails alone, and Ctrl-C lets all of them save."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from redistill.runlog import hold
+
+STOPPED = 130
+LOOK_EVERY = 0.05
+"""Seconds."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder whose asked.json is to be done, and how it is called in what is printed."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Child:
+    job: Job
+    process: subprocess.Popen[bytes]
+    started: float
+    log_begins: int
+
+
+def run_jobs(
+    jobs: Sequence[Job], console: Console, ended: Callable[[Job, str], None], *, at_once: int = 1
+) -> None:
+    """Do all `jobs`, `at_once` of them at a time; each speaks into FOLDER/log.txt.
+
+    ended: called after each with why it failed, "" if it did not.
+    Ctrl-C, here or in one of the processes, lets all save and end, and is raised as KeyboardInterrupt; a second
+    one ends them where they are.
+    """
+    waiting, running = deque(jobs), list[_Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                console.print(f"{waiting[0].name}: begins", highlight=False)
+                running.append(_start(waiting.popleft()))
+            time.sleep(LOOK_EVERY)
+            for child in [each for each in running if each.process.poll() is not None]:
+                running.remove(child)
+                ended(child.job, _outcome(child, console))
+    finally:
+        if running:
+            console.print("Stopping; what is under way saves first.", highlight=False)
+            _stop(running)
+
+
+def _start(job: Job) -> _Child:
+    with (job.folder / "log.txt").open("ab") as log:
+        hold(log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "redistill", "compare-run", str(job.folder)],
+            # The child ends when this pipe closes, and with us if we are killed. The terminal's Ctrl-C is ours
+            # alone: a child that got it too would take ours for the second one, and not save.
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        return _Child(job, process, time.perf_counter(), log.tell())
+
+
+def _outcome(child: _Child, console: Console) -> str:
+    """Why it failed, also printed; KeyboardInterrupt where it was stopped."""
+    code, seconds = child.process.returncode, time.perf_counter() - child.started
+    if code == STOPPED:
+        raise KeyboardInterrupt
+    if not code:
+        console.print(f"{child.job.name}: done in {_duration(seconds)}", highlight=False)
+        return ""
+    said = (child.job.folder / "log.txt").read_bytes()[child.log_begins :].decode(errors="replace")
+    why = _last_words(said) or (f"killed by {signal.Signals(-code).name}" if code < 0 else "it said nothing")
+    console.print(f"{child.job.name}: failed after {_duration(seconds)}: {why}", style="red", highlight=False)
+    return why
+
+
+def _stop(children: Sequence[_Child]) -> None:
+    for child in children:
+        assert child.process.stdin is not None
+        child.process.stdin.close()
+    try:
+        for child in children:
+            child.process.wait()
+    except KeyboardInterrupt:
+        for child in children:
+            child.process.kill()
+        raise
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def _last_words(text: str) -> str:
+    """Our own sentence, or the last line of whatever else was said."""
+    text = text.strip()
+    own = text.rpartition("redistill: ")[2] if "redistill: " in text else text.rpartition("\n")[2]
+    return " ".join(own.split())
