@@ -2,14 +2,17 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny import save_tiny
 
+from redistill.compare.jobs import shares
 from redistill.compare.plan import read_plan
 from redistill.compare.table import Line, cells, notes, to_markdown
 from redistill.config import ConfigError
@@ -50,9 +53,11 @@ def folder(tmp_path):
     return tmp_path
 
 
+COMMAND = (sys.executable, "-m", "redistill", "compare", "plan.yaml", "--output", "out", "--jobs", "2")
+
+
 def compare(folder: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "redistill", "compare", "plan.yaml", "--output", "out"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True, check=False, timeout=500)
 
 
 def test_a_whole_comparison_and_its_resumption(folder):
@@ -96,6 +101,58 @@ def test_a_whole_comparison_and_its_resumption(folder):
     plan.write_text(plan.read_text().replace("steps: 2", "steps: 3"))
     third = compare(folder)
     assert third.returncode == 2 and "holds results under other settings" in third.stderr
+
+
+def test_whatever_ends_a_comparison_lets_its_runs_save_and_the_same_command_goes_on(folder):
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("steps: 2", "steps: 1000").replace("[kd, mine]", "[kd, sft]"))
+    runs = [folder / "out" / "runs" / method / "seed-1" for method in ("kd", "sft")]
+    saved = [0, 0]
+    for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        parent = subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.PIPE, text=True)
+        await_that(lambda saved=saved: all(steps(run) > n + 1 for run, n in zip(runs, saved, strict=True)))
+        parent.send_signal(how)
+        said, _ = parent.communicate(timeout=200)
+        assert parent.returncode == code, said
+        # Each saved behind the step it was in, and wrote no step more.
+        await_that(lambda: all((run / f"checkpoint-{steps(run)}").is_dir() for run in runs))
+        assert all(n < steps(run) < 1000 for run, n in zip(runs, saved, strict=True))
+        assert not any((run / "run.json").exists() for run in runs)
+        saved = [steps(run) for run in runs]
+
+
+def steps(run: Path) -> int:
+    log = run / "steps.jsonl"
+    return log.read_text().count("\n") if log.is_file() else 0
+
+
+def await_that(happens, seconds: float = 200):
+    deadline = time.time() + seconds
+    while not happens():
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
+def test_jobs_share_cores_and_devices_as_far_as_the_user_has_not_said():
+    assert shares(1, {"A": "a"}, cores=8, devices=4) == [{"A": "a"}]
+    three = shares(3, {}, cores=8, devices=2)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in three] == ["0", "1", "0"]
+    assert {each["OMP_NUM_THREADS"] for each in three} == {"2"}
+    said = shares(2, {"OMP_NUM_THREADS": "5", "CUDA_VISIBLE_DEVICES": "3,GPU-ab"}, cores=1, devices=2)
+    assert [(each["OMP_NUM_THREADS"], each["CUDA_VISIBLE_DEVICES"]) for each in said] == [
+        ("5", "3"), ("5", "GPU-ab"),
+    ]  # fmt: skip
+    assert shares(2, {"CUDA_VISIBLE_DEVICES": ""}, cores=1, devices=0)[1] == {
+        "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+
+
+def test_seconds_and_several_jobs_are_warned_of(folder):
+    assert not read_plan(folder / "plan.yaml", jobs=2).warnings()
+    plan = folder / "plan.yaml"
+    plan.write_text(plan.read_text().replace("steps: 2", "seconds: 2.0"))
+    assert "as many neighbours" in read_plan(plan, jobs=2).warnings()[0]
+    assert not read_plan(plan).warnings()
 
 
 @pytest.mark.parametrize(

@@ -204,11 +204,12 @@ def evaluate(
 def compare(
     plan: Annotated[Path, typer.Argument(metavar="COMPARE.yaml", help="Methods, budget, seeds, evaluation.")],
     output: Annotated[Path | None, typer.Option(help="Folder for the runs and the table.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once, in place of the file's.")] = None,
 ) -> None:
     """Train several methods under one budget from one start, and write one table with significance."""
     from redistill.compare.command import compare as run_comparison
 
-    whole = run_comparison(plan, output or Path("runs") / plan.stem, _console())
+    whole = run_comparison(plan, output or Path("runs") / plan.stem, _console(), jobs=jobs)
     raise typer.Exit(0 if whole else 1)
 
 

@@ -11,9 +11,14 @@ from redistill.compare.runs import run_all
 from redistill.compare.table import make_lines, notes, to_tables, write_table
 
 
-def compare(plan_file: Path, output: Path, console: Console) -> bool:
-    """Every run of the comparison, and its table; whether none of them failed."""
-    plan = read_plan(plan_file)
+def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None = None) -> bool:
+    """Every run of the comparison, and its table; whether none of them failed.
+
+    jobs: runs at once; None: as many as the file says.
+    """
+    plan = read_plan(plan_file, jobs)
+    for doubt in plan.warnings():
+        console.print(f"warning: {doubt}", style="yellow", highlight=False)
     runs = run_all(plan, output, console)
     lines = make_lines(plan, runs, output)
     write_table(plan, lines, output)

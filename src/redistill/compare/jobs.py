@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from redistill.runlog import hold
@@ -31,6 +33,7 @@ class Job:
 @dataclass(frozen=True)
 class _Child:
     job: Job
+    share: Mapping[str, str]
     process: subprocess.Popen[bytes]
     started: float
     log_begins: int
@@ -41,19 +44,21 @@ def run_jobs(
 ) -> None:
     """Do all `jobs`, `at_once` of them at a time; each speaks into FOLDER/log.txt.
 
-    ended: called after each with why it failed, "" if it did not.
+    ended: called after each with why it failed, "" if it did not. Several share the machine, see `shares`.
     Ctrl-C, here or in one of the processes, lets all save and end, and is raised as KeyboardInterrupt; a second
     one ends them where they are.
     """
     waiting, running = deque(jobs), list[_Child]()
+    free = shares(at_once, os.environ, _cores(), torch.cuda.device_count())
     try:
         while waiting or running:
-            while waiting and len(running) < at_once:
+            while waiting and free:
                 console.print(f"{waiting[0].name}: begins", highlight=False)
-                running.append(_start(waiting.popleft()))
+                running.append(_start(waiting.popleft(), free.pop(0)))
             time.sleep(LOOK_EVERY)
             for child in [each for each in running if each.process.poll() is not None]:
                 running.remove(child)
+                free.append(child.share)
                 ended(child.job, _outcome(child, console))
     finally:
         if running:
@@ -61,7 +66,29 @@ def run_jobs(
             _stop(running)
 
 
-def _start(job: Job) -> _Child:
+def shares(at_once: int, environment: Mapping[str, str], cores: int, devices: int) -> list[Mapping[str, str]]:
+    """What of the machine each of `at_once` jobs is given, as its environment: threads, and one device in turn.
+
+    What `environment` says already holds: its OMP_NUM_THREADS, and of the devices those in CUDA_VISIBLE_DEVICES.
+    One job alone has all of the machine.
+    """
+    if at_once == 1:
+        return [environment]
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    seen = [str(n) for n in range(devices)] if named is None else [n for n in named.split(",") if n.strip()]
+    given = {"OMP_NUM_THREADS": str(max(1, cores // at_once)), **environment}
+    return [
+        {**given, "CUDA_VISIBLE_DEVICES": seen[place % len(seen)]} if seen else given
+        for place in range(at_once)
+    ]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _start(job: Job, share: Mapping[str, str]) -> _Child:
     with (job.folder / "log.txt").open("ab") as log:
         hold(log)
         process = subprocess.Popen(
@@ -72,8 +99,9 @@ def _start(job: Job) -> _Child:
             start_new_session=True,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env=share,
         )
-        return _Child(job, process, time.perf_counter(), log.tell())
+        return _Child(job, share, process, time.perf_counter(), log.tell())
 
 
 def _outcome(child: _Child, console: Console) -> str:

@@ -69,6 +69,8 @@ class Comparison(Settings):
     baseline: Text | None = None
     """The method that the others are compared with; null: the first."""
     evaluation: CompareEvaluation = CompareEvaluation()
+    jobs: Count = 1
+    """Runs at once; the command line's --jobs wins."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,15 @@ class Plan:
     comparison: Comparison
     recipe: Path
     methods: Mapping[str, Method]
+
+    def warnings(self) -> list[str]:
+        """Sentences about what is allowed but must be known when the table is read."""
+        if self.comparison.budget.seconds is not None and self.comparison.jobs > 1:
+            return [
+                f"the budget is in seconds and {self.comparison.jobs} runs share the machine: they compare only with "
+                "runs that had as many neighbours, so keep to one number of jobs in this output folder."
+            ]
+        return []
 
     @property
     def baseline(self) -> str:
@@ -128,15 +139,18 @@ class Plan:
         return self.config(self.comparison.methods[0], self.comparison.seeds[0])
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path, jobs: int | None = None) -> Plan:
     """The comparison in the YAML file `path`, with every run's recipe checked before any of them begins.
 
+    jobs: in place of the file's; None leaves that.
     Raises ConfigError (a ValueError) naming file, setting and what is wrong.
     """
     try:
         values, lines = read_yaml(path)
     except YamlError as error:
         raise ConfigError(str(error)) from None
+    if jobs is not None:
+        values["jobs"] = jobs
     try:
         comparison = Comparison.model_validate(values)
     except ValidationError as error:

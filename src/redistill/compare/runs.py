@@ -57,7 +57,7 @@ def run_all(plan: Plan, output: Path, console: Console) -> list[Run]:
     before = Task(plan.request, plan.teacher, model=start)
     _keep_to({output / "before": before, **{folders[key]: task for key, task in tasks.items()}})
     _measure_before(output / "before", console)
-    return _train_all(folders, console)
+    return _train_all(folders, console, plan.comparison.jobs)
 
 
 def start_of(config: Config, output: Path) -> str:
@@ -113,7 +113,7 @@ def _measure_before(folder: Path, console: Console) -> None:
         run_jobs([Job("Teacher and common start, measured", folder)], console, ended)
 
 
-def _train_all(folders: Mapping[tuple[str, int], Path], console: Console) -> list[Run]:
+def _train_all(folders: Mapping[tuple[str, int], Path], console: Console, at_once: int) -> list[Run]:
     """Do what is not done yet, and return all."""
     jobs = [
         Job(f"{number}/{len(folders)}  {method}, seed {seed}", folder)
@@ -126,7 +126,7 @@ def _train_all(folders: Mapping[tuple[str, int], Path], console: Console) -> lis
         method, seed = keys[job.folder]
         _note(method, seed, job.folder, failed)
 
-    run_jobs(jobs, console, ended)
+    run_jobs(jobs, console, ended, at_once=at_once)
     return [_read(folder) for folder in folders.values()]
 
 
