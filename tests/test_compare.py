@@ -10,11 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 from tiny import save_tiny
 
 from redistill.compare.jobs import shares
+from redistill.compare.lines import Line
 from redistill.compare.plan import read_plan
-from redistill.compare.table import Line, cells, notes, to_markdown
+from redistill.compare.runs import begin
+from redistill.compare.search import CompareSearch
+from redistill.compare.table import cells, notes, to_markdown
 from redistill.config import ConfigError
 
 RECIPE = """
@@ -33,6 +38,12 @@ define:
 budget: {{steps: 2}}
 seeds: [1, 2]
 evaluation: {{path: {data}, seeds: [10, 20], max_new_tokens: 8, limit: 6}}
+"""
+SEARCH = """
+search:
+  trials: 2
+  settings: {training.learning_rate: [1.0e-3, 1.0e+30]}
+  own: {mine: {training.learning_rate: [1.0e-3], training.optim: [nothing, adamw_torch]}}
 """
 
 
@@ -101,6 +112,111 @@ def test_a_whole_comparison_and_its_resumption(folder):
     plan.write_text(plan.read_text().replace("steps: 2", "steps: 3"))
     third = compare(folder)
     assert third.returncode == 2 and "holds results under other settings" in third.stderr
+
+
+def test_a_search_chooses_on_held_out_data_and_bad_trials_are_only_bad(folder):
+    plan = with_search(folder)
+    alone = plan.read_text()
+    plan.write_text(alone.replace("[kd, mine]", "[kd]").partition("  own:")[0])
+    first = compare(folder)
+    assert first.returncode == 0, first.stdout + first.stderr
+    search = folder / "out" / "search"
+    chosen = (search / "kd" / "best.json").read_text()
+    plan.write_text(alone)
+    second = compare(folder)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "kd, trial" not in second.stdout and (search / "kd" / "best.json").read_text() == chosen
+
+    record = json.loads((folder / "out" / "table.json").read_text())
+    for method, bad in (("kd", ""), ("mine", "nothing")):
+        found = record["search"][method]
+        trials = {json.dumps(trial["settings"]): trial for trial in found["trials"]}
+        assert len(trials) == found["grid"] == 2
+        (best,) = (trial for trial in found["trials"] if trial["value"] is not None)
+        (other,) = (trial for trial in found["trials"] if trial["value"] is None)
+        assert (
+            found["trials"][found["best"]] == best
+            and bad in other["failed"]
+            and bool(bad) == bool(other["failed"])
+        )
+        assert best["settings"]["training.learning_rate"] == 1e-3
+        recipe = yaml.safe_load((folder / "out" / "runs" / method / "seed-1" / "recipe.yaml").read_text())
+        assert recipe["training"]["learning_rate"] == 1e-3 and recipe["training"]["seed"] == 1
+        # What it was chosen by: the KL on the held-out references, of a student trained with no seed of the table.
+        trial = search / method / f"trial-{found['best'] + 1}"
+        read = [json.loads(line) for line in (trial / "evaluation" / "references-student.jsonl").open()]
+        assert len(read) == 4
+        kl = sum(each["kl"] for each in read) / sum(each["tokens"] for each in read)
+        assert best["value"] == pytest.approx(kl)
+        assert yaml.safe_load((trial / "recipe.yaml").read_text())["training"]["seed"] == 1000
+    assert [line["trials"] for line in record["lines"]] == [None, None, 2, 2]
+    assert "- mine: training.learning_rate=0.001" in (folder / "out" / "table.md").read_text()
+
+    # Neither another search nor none may be set beside these results.
+    for text in (alone.replace("trials: 2", "trials: 1"), alone.partition("search:")[0]):
+        plan.write_text(text)
+        with pytest.raises(ValueError, match="holds results under other settings"):
+            begin(read_plan(plan), folder / "out", Console())
+
+
+def with_search(folder: Path) -> Path:
+    records = [
+        {"prompt": f"Where is the {a}?", "completion": f" In the {a}."}
+        for a in ("mill", "barn", "sea", "sky")
+    ]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    recipe, plan = folder / "recipe.yaml", folder / "plan.yaml"
+    recipe.write_text(
+        recipe.read_text().replace("data: {", f"data: {{eval_path: {folder / 'heldout.jsonl'}, ")
+    )
+    plan.write_text(plan.read_text().replace("seeds: [1, 2]", "seeds: [1]") + SEARCH)
+    return plan
+
+
+def test_every_method_draws_as_many_points_and_equal_ones_from_equal_grids():
+    settings = {"training.learning_rate": [1e-4, 1e-3, 1e-2], "rollout.lmbda": [0.0, 0.5, 1.0]}
+    search = CompareSearch(trials=4, settings=settings, own={"c": {"revision.rounds": [1, 2, 3]}, "d": {
+        "training.learning_rate": [1e-3], "rollout.lmbda": [0.0, 1.0]}})  # fmt: skip
+    drawn = {name: [json.dumps(point) for point in search.draw(name)] for name in "abcd"}
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+    assert [len(set(points)) for points in drawn.values()] == [4, 4, 4, 2]
+    assert (search.size("c"), search.size("d")) == (27, 2)
+    whole = CompareSearch(trials=27, settings=settings, own={"c": {"revision.rounds": [1, 2, 3]}}).draw("c")
+    assert len({json.dumps(point) for point in whole}) == 27
+    others = [CompareSearch(trials=4, seed=seed, settings=settings).draw("a") for seed in range(5)]
+    assert any(each != others[0] for each in others)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("training.optim", "training.seed"), "cannot try training.seed"),
+        (("training.optim", "data.limit"), "cannot try data.limit"),
+        (("training.optim", "training.optimm"), "training.optimm"),
+        (("1.0e+30", "1.0e-3"), "names a value of training.learning_rate twice"),
+        (("own: {mine", "own: {mein"), "mein is none of the methods"),
+        (("seeds: [1]", "seeds: [1, 1000]"), "the seed 1000"),
+    ],
+)
+def test_a_wrong_search_is_refused_before_anything_runs(folder, change, says):
+    path = with_search(folder)
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change))
+    with pytest.raises(ConfigError, match=says):
+        read_plan(path)
+
+
+def test_a_search_needs_held_out_data_that_is_not_the_evaluation(folder):
+    plan = with_search(folder)
+    recipe = folder / "recipe.yaml"
+    whole = recipe.read_text()
+    recipe.write_text(whole.replace("heldout.jsonl", "data.jsonl"))
+    with pytest.raises(ConfigError, match="6 of 6 evaluation prompts"):
+        read_plan(plan)
+    recipe.write_text(whole.replace(f"eval_path: {folder / 'heldout.jsonl'}, ", ""))
+    with pytest.raises(ConfigError, match=r"data.eval_path or data.eval_split"):
+        read_plan(plan)
 
 
 def test_whatever_ends_a_comparison_lets_its_runs_save_and_the_same_command_goes_on(folder):
@@ -196,4 +312,4 @@ def test_marks_bold_and_notes(folder):
         "1 ROUGE-L differences are not significant; the nearest (mine) would need about 4.0 times"
         in notes(plan, lines)
     )
-    assert "**22.00 ± 0.50 ▲**" in to_markdown(plan, lines)
+    assert "**22.00 ± 0.50 ▲**" in to_markdown(plan, lines, {})

@@ -28,7 +28,8 @@ from redistill.sample import Example, Sample
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked, and how prompts are written and answered; the fields are the command line's options.
+    """What is asked, and how prompts are written and answered; the fields are the command line's options, and
+    system and data_name are a recipe's `data.system` and `data.name`.
 
     data, split: a data set of any kind. sets, data_root: names of `suites.SUITES` in its place, and where they
     lie ("" leaves that to `suites.data_root`). max_length: of prompt and answer together; None sets no limit.
@@ -51,6 +52,8 @@ class Request:
     limit: int | None = None
     exposure_prompts: int = 128
     dtype: str = "float32"
+    system: str | None = None
+    data_name: str | None = None
 
 
 def load_sets(request: Request) -> list[Asked]:
@@ -61,7 +64,9 @@ def load_sets(request: Request) -> list[Asked]:
     if bool(request.sets) == bool(request.data):
         raise ValueError("name what to ask: --sets dolly,vicuna, or a data set of your own with --data.")
     if request.data:
-        examples = load_examples(request.data, split=request.split, limit=request.limit).examples
+        examples = load_examples(
+            request.data, name=request.data_name, split=request.split, limit=request.limit
+        ).examples
         return [Asked("", version_of(examples), request.data, examples)]
     root = data_root(Path(request.data_root) if request.data_root else None)
     return [load_suite(name, root, limit=request.limit) for name in request.sets]
@@ -82,7 +87,7 @@ def to_samples(
             example,
             tokenizer,
             template=request.template,
-            system=None,
+            system=request.system,
             max_prompt_length=request.max_prompt_length,
             max_completion_length=request.max_new_tokens,
             on_long_prompt="truncate",

@@ -11,7 +11,7 @@ from typing import cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from redistill.chat import Template, to_sample
-from redistill.config import Config
+from redistill.config import Config, DataSettings
 from redistill.data import DataError, load_examples
 from redistill.models import (
     add_lora,
@@ -115,11 +115,15 @@ def load_split(
 
 def load_heldout(config: Config, tokenizer: PreTrainedTokenizerBase) -> Split:
     """What validation reads: `data.eval_path` or `data.eval_split`; nothing without either."""
-    data = config.data
+    place = heldout_of(config.data)
+    return load_split(config, tokenizer, *place, config.data.eval_limit) if place else Split()
+
+
+def heldout_of(data: DataSettings) -> tuple[str, str] | None:
+    """Path and split of the held-out data; None where there is none."""
     if data.eval_path is None and data.eval_split is None:
-        return Split()
-    split = data.eval_split or ("test" if data.eval_path else data.split)
-    return load_split(config, tokenizer, data.eval_path or data.path, split, data.eval_limit)
+        return None
+    return data.eval_path or data.path, data.eval_split or ("test" if data.eval_path else data.split)
 
 
 def load_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, heldout: Split) -> Split:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from redistill.compare.lines import make_lines
 from redistill.compare.plan import read_plan
-from redistill.compare.runs import run_all
-from redistill.compare.table import make_lines, notes, to_tables, write_table
+from redistill.compare.runs import begin, run_all
+from redistill.compare.table import notes, search_notes, to_tables, write_table
+from redistill.compare.trials import find_settings
 
 
 def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None = None) -> bool:
@@ -19,12 +21,15 @@ def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None
     plan = read_plan(plan_file, jobs)
     for doubt in plan.warnings():
         console.print(f"warning: {doubt}", style="yellow", highlight=False)
-    runs = run_all(plan, output, console)
-    lines = make_lines(plan, runs, output)
-    write_table(plan, lines, output)
+    start = begin(plan, output, console)
+    found = find_settings(plan, start, output, console)
+    runs = run_all(plan, found, start, output, console)
+    lines = make_lines(plan, runs, output, found)
+    write_table(plan, lines, output, found)
     for table in to_tables(lines):
         console.print()
         console.print(table)
-    console.print(notes(plan, lines), highlight=False)
+    for text in (notes(plan, lines), *search_notes(plan, found)):
+        console.print(text, highlight=False)
     console.print(f"The table lies in {output} (table.md, .csv, .json).", soft_wrap=True, highlight=False)
     return not any(run.failed for run in runs)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
+from redistill.compare.search import TRIAL_SEED, CompareSearch, Point
 from redistill.config import Config, ConfigError, load_config
 from redistill.config_faults import faults
-from redistill.measure import Request
+from redistill.measure import Request, load_sets
 from redistill.methods import Method, find_method, read_methods
+from redistill.prepare import heldout_of
 from redistill.settings import Count, Index, Positive, Settings, Text
 from redistill.yaml_lines import YamlError, read_yaml
 
@@ -69,6 +72,8 @@ class Comparison(Settings):
     baseline: Text | None = None
     """The method that the others are compared with; null: the first."""
     evaluation: CompareEvaluation = CompareEvaluation()
+    search: CompareSearch | None = None
+    """Settings that are tried before; null: every method runs as it stands."""
     jobs: Count = 1
     """Runs at once; the command line's --jobs wins."""
 
@@ -95,19 +100,20 @@ class Plan:
         """The method that the others are compared with."""
         return self.comparison.baseline or self.comparison.methods[0]
 
-    def overrides(self, method: str, seed: int) -> list[str]:
-        """What makes the recipe the run of `method` with `seed`: the method's settings, the budget, the seed."""
+    def overrides(self, method: str, seed: int, settings: Point) -> list[str]:
+        """What makes the recipe the run of `method` with `seed`: the method's settings, `settings` over them, the
+        budget, the seed."""
         budget = self.comparison.budget
-        settings = {**self.methods[method].settings, "training.seed": seed}
+        settings = {**self.methods[method].settings, **settings, "training.seed": seed}
         if budget.steps is not None:
             settings["training.max_steps"] = budget.steps
         else:
             settings |= {"budget.student_tokens": budget.student_tokens, "budget.seconds": budget.seconds}
         return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
 
-    def config(self, method: str, seed: int) -> Config:
-        """The whole configuration of one run."""
-        return load_config(self.recipe, self.overrides(method, seed))
+    def config(self, method: str, seed: int, settings: Point = MappingProxyType({})) -> Config:
+        """The whole configuration of one run. settings: laid over those of the method."""
+        return load_config(self.recipe, self.overrides(method, seed, settings))
 
     @property
     def teacher(self) -> str:
@@ -131,6 +137,31 @@ class Plan:
             limit=asked.limit,
             exposure_prompts=asked.exposure_prompts,
             dtype=config.student.dtype,
+            system=config.data.system,
+        )
+
+    @property
+    def validation(self) -> Request:
+        """How a trial of the search is measured: on the recipe's held-out data.
+
+        Raises ConfigError where there is none.
+        """
+        data, search = self.common.data, self.comparison.search
+        heldout = heldout_of(data)
+        if heldout is None:
+            raise ConfigError(
+                f"{self.recipe}: a search chooses on held-out data: set data.eval_path or data.eval_split."
+            )
+        return replace(
+            self.request,
+            data=heldout[0],
+            data_name=data.name,
+            split=heldout[1],
+            limit=data.eval_limit,
+            sets=(),
+            seeds=(),
+            greedy=search is not None and search.by == "rougeL",
+            exposure_prompts=0,
         )
 
     @property
@@ -161,8 +192,12 @@ def read_plan(path: Path, jobs: int | None = None) -> Plan:
         comparison, path.parent / comparison.recipe, {n: find_method(n, table) for n in comparison.methods}
     )
     _check(plan, path)
+    search = comparison.search
     for method in comparison.methods:
-        plan.config(method, comparison.seeds[0])
+        for point in search.draw(method) if search else [{}]:
+            plan.config(method, comparison.seeds[0], point)
+    if search:
+        _check_heldout(plan, path)
     return plan
 
 
@@ -178,3 +213,20 @@ def _check(plan: Plan, path: Path) -> None:
     for name, values in (("methods", asked.methods), ("seeds", asked.seeds)):
         if len(set(values)) != len(values):
             raise ConfigError(f"{path}: {name} names one twice.")
+    for fault in asked.search.faults(asked.methods) if asked.search else ():
+        raise ConfigError(f"{path}: {fault}")
+    if asked.search and TRIAL_SEED in asked.seeds:
+        raise ConfigError(f"{path}: the seed {TRIAL_SEED} is that of the search's trials: choose another.")
+
+
+def _check_heldout(plan: Plan, path: Path) -> None:
+    """What settings are chosen on must not be what the table is made of."""
+    (heldout,) = load_sets(plan.validation)
+    seen = {(example.prompt, example.context) for example in heldout.examples}
+    for asked in load_sets(plan.request):
+        shared = sum((example.prompt, example.context) in seen for example in asked.examples)
+        if 2 * shared > len(asked.examples):
+            raise ConfigError(
+                f"{path}: {shared} of {len(asked.examples)} evaluation prompts ({asked.source}) are in the held-out "
+                f"data that the search chooses on ({heldout.source}): choose other data for one of them."
+            )

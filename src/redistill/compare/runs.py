@@ -2,6 +2,7 @@
 
 OUTPUT/start/                     the common start, where the recipe makes its student by pruning
 OUTPUT/before/                    teacher and start, measured
+OUTPUT/runs/METHOD/asked.json     the search that its settings come from, or none
 OUTPUT/runs/METHOD/seed-N/        an ordinary run folder; run.json: seconds, memory, or why it failed;
                                   asked.json: what it was asked, so that no other results pass for it
 OUTPUT/runs/METHOD/seed-N/evaluation/
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from rich.console import Console
 from redistill.compare.child import Task
 from redistill.compare.jobs import Job, run_jobs
 from redistill.compare.plan import Plan
+from redistill.compare.search import Found, Point
 from redistill.config import Config
+from redistill.measure import Request
 from redistill.models import load_model, load_tokenizer
 from redistill.prepare import load_split, load_student
 from redistill.run import save_model
@@ -42,22 +45,53 @@ class Run:
     failed: str = ""
 
 
-def run_all(plan: Plan, output: Path, console: Console) -> list[Run]:
-    """Every run of `plan`, trained and measured; what is done already is not done again.
+def begin(plan: Plan, output: Path, console: Console) -> str:
+    """Where every student begins (see `start_of`); that and the teacher are measured.
 
-    Methods and seeds may be added later. Raises ValueError where `output` holds results of other settings.
+    Raises ValueError where `output` holds results of other settings.
     """
     start = start_of(plan.common, output)
-    tasks = {
-        (method, seed): _task(plan, method, seed, start, output)
+    search = plan.comparison.search
+    asked: dict[Path, Any] = {output / "before": Task(plan.request, plan.teacher, model=start)}
+    for method in plan.comparison.methods:
+        # Whether a method's settings were searched for, and among what, must not change under its results.
+        wanted = search and {
+            **search.model_dump(include={"trials", "seed", "by"}),
+            "grid": search.grid(method),
+        }
+        asked[output / "runs" / method] = {"search": wanted}
+    keep_to(asked)
+    _measure_before(output / "before", console)
+    return start
+
+
+def run_all(plan: Plan, found: Mapping[str, Found], start: str, output: Path, console: Console) -> list[Run]:
+    """Every run of `plan` under the settings that were `found`, trained and measured; what is done already is not
+    done again. Methods and seeds may be added later.
+
+    Raises ValueError where `output` holds results of other settings.
+    """
+    runs = [
+        Run(method, seed, output / "runs" / method / f"seed-{seed}")
         for seed in plan.comparison.seeds
         for method in plan.comparison.methods
+    ]
+    settings = {method: each.settings for method, each in found.items()}
+    lost = {method for method, each in found.items() if each.best is None}
+    keep_to(
+        {
+            run.folder: task_of(plan, run.method, run.seed, start, output, settings.get(run.method, {}))
+            for run in runs
+            if run.method not in lost
+        }
+    )
+    planned = {
+        f"{number}/{len(runs)}  {run.method}, seed {run.seed}": run
+        for number, run in enumerate(runs, 1)
+        if run.method not in lost
     }
-    folders = {key: output / "runs" / key[0] / f"seed-{key[1]}" for key in tasks}
-    before = Task(plan.request, plan.teacher, model=start)
-    _keep_to({output / "before": before, **{folders[key]: task for key, task in tasks.items()}})
-    _measure_before(output / "before", console)
-    return _train_all(folders, console, plan.comparison.jobs)
+    do_runs(planned, console, plan.comparison.jobs)
+    return [read_run(run.folder) or replace(run, failed="all trials of its search were bad") for run in runs]
 
 
 def start_of(config: Config, output: Path) -> str:
@@ -81,18 +115,31 @@ def start_of(config: Config, output: Path) -> str:
     return str(folder)
 
 
-def _task(plan: Plan, method: str, seed: int, start: str, output: Path) -> Task:
+def task_of(
+    plan: Plan,
+    method: str,
+    seed: int,
+    start: str,
+    output: Path,
+    settings: Point,
+    request: Request | None = None,
+) -> Task:
+    """The run of `method` with `seed` from `start`. settings: laid over the method's. request: how it is measured;
+    None: as the comparison asks."""
     # A section `evaluation` would let every run measure teacher and start once more.
-    recipe = plan.config(method, seed).model_dump(mode="json", exclude={"evaluation"})
+    recipe = plan.config(method, seed, settings).model_dump(mode="json", exclude={"evaluation"})
     recipe["student"] |= {"prune": None, "model_name_or_path": start}
-    theirs = str(output / "before") if plan.comparison.evaluation.exposure_prompts else None
-    return Task(plan.request, plan.teacher, recipe, teacher_answers=theirs)
+    request = request or plan.request
+    theirs = str(output / "before") if request.exposure_prompts else None
+    return Task(request, plan.teacher, recipe, teacher_answers=theirs)
 
 
-def _keep_to(asked: Mapping[Path, Task]) -> None:
-    """Note in each folder what is asked; ValueError where something else was, whose results would pass for this
-    one's."""
-    wanted = {folder: json.dumps(asdict(task), indent=1) for folder, task in asked.items()}
+def keep_to(asked: Mapping[Path, Any]) -> None:
+    """Note in each folder what is asked, in asked.json.
+
+    Raises ValueError where something else was, whose results would pass for this one's; then nothing is noted.
+    """
+    wanted = {f: json.dumps(asdict(a) if isinstance(a, Task) else a, indent=1) for f, a in asked.items()}
     for folder, text in wanted.items():
         path = folder / "asked.json"
         if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
@@ -113,45 +160,36 @@ def _measure_before(folder: Path, console: Console) -> None:
         run_jobs([Job("Teacher and common start, measured", folder)], console, ended)
 
 
-def _train_all(folders: Mapping[tuple[str, int], Path], console: Console, at_once: int) -> list[Run]:
-    """Do what is not done yet, and return all."""
-    jobs = [
-        Job(f"{number}/{len(folders)}  {method}, seed {seed}", folder)
-        for number, ((method, seed), folder) in enumerate(folders.items(), 1)
-        if _failed(folder) != ""
-    ]
-    keys = {folder: key for key, folder in folders.items()}
-
-    def ended(job: Job, failed: str) -> None:
-        method, seed = keys[job.folder]
-        _note(method, seed, job.folder, failed)
-
-    run_jobs(jobs, console, ended, at_once=at_once)
-    return [_read(folder) for folder in folders.values()]
+def do_runs(planned: Mapping[str, Run], console: Console, at_once: int) -> None:
+    """Do those of the runs (by the name that is printed) which did not end yet or failed, and note how they ended."""
+    folders = {run.folder: run for run in planned.values()}
+    jobs = [Job(name, run.folder) for name, run in planned.items() if _to_do(run.folder)]
+    run_jobs(jobs, console, lambda job, failed: _note(folders[job.folder], failed), at_once=at_once)
 
 
-def _failed(folder: Path) -> str | None:
-    """Why the run in `folder` failed: "" if it did not, None if it did not end yet."""
-    return _read(folder).failed if (folder / "run.json").is_file() else None
+def _to_do(folder: Path) -> bool:
+    run = read_run(folder)
+    return run is None or bool(run.failed)
 
 
-def _read(folder: Path) -> Run:
-    record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return Run(**{**record, "folder": folder})
+def read_run(folder: Path) -> Run | None:
+    """The run in `folder` as it ended; None if it did not yet."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return None
+    return Run(**{**json.loads(path.read_text(encoding="utf-8")), "folder": folder})
 
 
-def _note(method: str, seed: int, folder: Path, failed: str) -> None:
+def _note(run: Run, failed: str) -> None:
     """What the run log tells of a run that ended, in run.json."""
-    steps = list(read(folder / "steps.jsonl"))
-    memory = folder / "memory.json"
-    run = Run(
-        method,
-        seed,
-        folder,
+    steps = list(read(run.folder / "steps.jsonl"))
+    memory = run.folder / "memory.json"
+    run = replace(
+        run,
         steps=len(steps),
         train_seconds=sum(record["seconds"] for record in steps),
         student_tokens=sum(record["student_tokens"] for record in steps),
         peak_memory_bytes=json.loads(memory.read_text(encoding="utf-8")) if memory.is_file() else 0,
         failed=failed,
     )
-    write_whole(folder / "run.json", json.dumps({**asdict(run), "folder": str(folder)}, indent=1))
+    write_whole(run.folder / "run.json", json.dumps({**asdict(run), "folder": str(run.folder)}, indent=1))
