@@ -121,6 +121,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(place):
     while not (log.is_file() and log.read_text().count("\n") >= 2) and time.time() < deadline:
         assert process.poll() is None
         time.sleep(0.1)
+    second = redistill(*args, cwd=place, check=False)
+    assert second.returncode == 2 and "another process is at work in stopped" in second.stderr
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said

@@ -19,7 +19,7 @@ from redistill.console import training_progress
 from redistill.evaluation.score import EvaluationRow
 from redistill.measure import Bench
 from redistill.prepare import Prepared, prepare
-from redistill.runlog import write_whole
+from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
 
 # For what a recipe's `training` section leaves out: our own bar instead of the engine's, every step logged.
@@ -51,10 +51,17 @@ def train(
     A recipe with an `evaluation` section is measured: teacher and student before, student after.
     prepared: models and samples already loaded, or None. go_on: continue even under changed settings.
     started: `time.perf_counter()` from which the seconds in results.json count; this call if left out.
-    Raises ValueError when the folder holds a run of another recipe.
+    Raises ValueError when the folder holds a run of another recipe, or another process is at work in it.
     """
     started = time.perf_counter() if started is None else started
-    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is at work in {folder}: wait for it, stop it, or choose another --output."
+    with alone(folder / ".lock", busy=busy):
+        return _train(config, folder, console, prepared, go_on, started)
+
+
+def _train(
+    config: Config, folder: Path, console: Console, prepared: Prepared | None, go_on: bool, started: float
+) -> Outcome:
     training = {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}
     config = config.model_copy(update={"training": training})
     last = checkpoint.latest(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,10 +82,21 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def hold(file: IO[Any]) -> None:
-    """Wait until no other process holds `file`; it is ours while it is open, here or in a child that has it."""
+@contextmanager
+def alone(lock: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold the file `lock`, so that one process at a time does what follows; a process that dies lets go of it.
+
+    busy: what to say, as a ValueError, when another process holds it; None: wait for it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ImportError:  # not on Windows
+        yield
         return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise ValueError(busy) from None
+        yield

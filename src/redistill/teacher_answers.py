@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from redistill.config import Config
 from redistill.generate import draw_uniforms, generate
 from redistill.loading import default_cache
 from redistill.rollout import sampling
-from redistill.runlog import append_lines, hold, read
+from redistill.runlog import alone, append_lines, read
 from redistill.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -45,7 +44,8 @@ def with_teacher_answers(
     path = answers_file(config, key)
     generator = torch.Generator().manual_seed(config.data.responses_seed)
     uniforms = draw_uniforms(len(samples), rollout.max_completion_length, sampling(rollout), generator)
-    with _alone(path):
+    # Several runs may want one file: the first writes it, the others wait and find it written.
+    with alone(path.with_suffix(".lock")):
         kept = _kept(path, key)
         for start in range(len(kept), len(samples), AT_ONCE):
             part = slice(start, start + AT_ONCE)
@@ -91,15 +91,6 @@ def _weights(teacher: PreTrainedModel) -> list[float]:
     """A few numbers that other weights do not give."""
     with torch.no_grad():
         return [round(float(value.float().abs().sum()), 3) for value in list(teacher.parameters())[:8]]
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Several runs may want one file: the first writes it, the others wait and find it written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("a") as lock:
-        hold(lock)
-        yield
 
 
 def _kept(path: Path, key: str) -> list[tuple[int, ...]]:

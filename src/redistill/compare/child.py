@@ -25,7 +25,7 @@ from redistill.config import Config
 from redistill.evaluation.results import peak_memory_bytes
 from redistill.measure import Request
 from redistill.run import train
-from redistill.runlog import write_whole
+from redistill.runlog import alone, write_whole
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,23 @@ def work(folder: Path, console: Console) -> None:
     Raises KeyboardInterrupt where the parent asked to stop, and whatever training and measuring raise.
     """
     stopped = _watch_parent()
-    task = read_task(folder)
-    if task.recipe is not None and not (folder / "memory.json").is_file():
-        _train(Config.model_validate(task.recipe), folder, console)
-    # Asked to stop in its last step, training ends as if nothing had been said.
-    if stopped.is_set():
-        raise KeyboardInterrupt
-    evaluate(
-        task.model or str(folder / "student"),
-        task.teacher,
-        task.request,
-        folder if task.recipe is None else folder / "evaluation",
-        console,
-        teacher_row=task.recipe is None,
-        teacher_answers=Path(task.teacher_answers) if task.teacher_answers else None,
-    )
+    # The process of a comparison that was killed may still be saving here.
+    with alone(folder / ".compare.lock"):
+        task = read_task(folder)
+        if task.recipe is not None and not (folder / "memory.json").is_file():
+            _train(Config.model_validate(task.recipe), folder, console)
+        # Asked to stop in its last step, training ends as if nothing had been said.
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        evaluate(
+            task.model or str(folder / "student"),
+            task.teacher,
+            task.request,
+            folder if task.recipe is None else folder / "evaluation",
+            console,
+            teacher_row=task.recipe is None,
+            teacher_answers=Path(task.teacher_answers) if task.teacher_answers else None,
+        )
 
 
 def _train(config: Config, folder: Path, console: Console) -> None:

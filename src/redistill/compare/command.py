@@ -11,6 +11,7 @@ from redistill.compare.plan import read_plan
 from redistill.compare.runs import begin, run_all
 from redistill.compare.table import notes, search_notes, to_tables, write_table
 from redistill.compare.trials import find_settings
+from redistill.runlog import alone
 
 
 def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None = None) -> bool:
@@ -21,9 +22,11 @@ def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None
     plan = read_plan(plan_file, jobs)
     for doubt in plan.warnings():
         console.print(f"warning: {doubt}", style="yellow", highlight=False)
-    start = begin(plan, output, console)
-    found = find_settings(plan, start, output, console)
-    runs = run_all(plan, found, start, output, console)
+    busy = f"another comparison is at work in {output}: wait for it, stop it, or choose another --output."
+    with alone(output / ".lock", busy=busy):
+        start = begin(plan, output, console)
+        found = find_settings(plan, start, output, console)
+        runs = run_all(plan, found, start, output, console)
     lines = make_lines(plan, runs, output, found)
     write_table(plan, lines, output, found)
     for table in to_tables(lines):

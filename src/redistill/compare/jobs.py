@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from redistill.runlog import hold
-
 STOPPED = 130
 LOOK_EVERY = 0.05
 """Seconds."""
@@ -90,7 +88,6 @@ def _cores() -> int:
 
 def _start(job: Job, share: Mapping[str, str]) -> _Child:
     with (job.folder / "log.txt").open("ab") as log:
-        hold(log)
         process = subprocess.Popen(
             [sys.executable, "-m", "redistill", "compare-run", str(job.folder)],
             # The child ends when this pipe closes, and with us if we are killed. The terminal's Ctrl-C is ours
