@@ -15,9 +15,9 @@ from rich.console import Console
 from tiny import save_tiny
 
 from redistill.compare.jobs import shares
-from redistill.compare.lines import Line
+from redistill.compare.lines import Line, _pair
 from redistill.compare.plan import read_plan
-from redistill.compare.runs import begin
+from redistill.compare.runs import Run, begin
 from redistill.compare.search import CompareSearch
 from redistill.compare.table import cells, notes, to_markdown
 from redistill.config import ConfigError
@@ -98,6 +98,7 @@ def test_a_whole_comparison_and_its_resumption(folder):
             line["train_seconds"] > 0 and line["peak_memory_bytes"] > 1e8 and line["rougeL_std"] is not None
         )
         assert (line["rougeL_p"] is None) == (name == "kd") == (line["kl_p"] is None)
+        assert line["exact_match"] == 0 and line["exact_p"] is None
     kl = lines["mine"]["kl_difference"]
     assert lines["mine"]["kl_low"] <= kl <= lines["mine"]["kl_high"]
     assert record["comparisons_corrected_for"] == 1 and record["baseline"] == "kd"
@@ -295,17 +296,39 @@ def test_a_wrong_plan_is_refused_before_anything_runs(folder, change, says):
         read_plan(path)
 
 
+def test_exact_answers_are_tested_where_there_are_any(tmp_path):
+    wrote = {("kd", 1): [0, 1, 0], ("sft", 1): [1, 1, 0], ("kd", 2): [0, 0, 0], ("sft", 2): [1, 0, 0]}
+    runs = [Run(method, seed, tmp_path / f"{method}{seed}") for method, seed in wrote]
+    for run in runs:
+        answers = [
+            {"seed": 10, "index": i, "exact_match": e} for i, e in enumerate(wrote[run.method, run.seed])
+        ]
+        write_lines(run.folder / "evaluation" / "set" / "answers-student.jsonl", answers)
+    ours, theirs = _pair(runs, "sft", "kd", "set", "exact")
+    assert ours == [[100, 100, 0], [100, 0, 0]] and theirs == [[0, 100, 0], [0, 0, 0]]
+    for run in runs:
+        answers = [{"seed": 10, "index": 0, "exact_match": 0}]
+        write_lines(run.folder / "evaluation" / "set" / "answers-student.jsonl", answers)
+    assert _pair(runs, "sft", "kd", "set", "exact") is None
+
+
+def write_lines(path: Path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
 def test_marks_bold_and_notes(folder):
     plan = read_plan(folder / "plan.yaml")
     kd = Line("", "kd", 2, rougeL_mean=20.0, rougeL_std=0.5, kl_to_teacher=1.0)
     better = replace(kd, method="sft", rougeL_mean=22.0, kl_to_teacher=1.5, rougeL_difference=2.0, rougeL_p=0.01,
-                     kl_difference=0.5, kl_p=0.001)  # fmt: skip
+                     kl_difference=0.5, kl_p=0.001, exact_match=9.0, exact_difference=2.0, exact_p=0.04)  # fmt: skip
     unclear = replace(kd, method="mine", rougeL_mean=19.0, rougeL_difference=-1.0, rougeL_p=0.3, kl_difference=-0.2,
                       kl_p=0.2, kl_to_teacher=0.8, rougeL_needs_prompts=4.0)  # fmt: skip
     teacher = Line("", "teacher", 1, rougeL_mean=30.0, kl_to_teacher=0.0)
     lines = [teacher, kd, better, unclear]
     assert cells(lines, better)[1] == ("22.00 ± 0.50 ▲", True)
     assert cells(lines, better)[3] == ("1.500 ▼", False)
+    assert cells(lines, better)[5] == ("9.0 ▲", True)
     assert cells(lines, unclear)[3] == ("0.800", True)
     assert cells(lines, teacher)[1] == ("30.00", False) and cells(lines, teacher)[4] == ("-", False)
     assert (

@@ -90,6 +90,8 @@ def _train(config: Config, folder: Path, console: Console) -> None:
 def _watch_parent() -> threading.Event:
     """Ctrl-C for ourselves once the parent closes our standard input: to stop us, or because it was killed."""
     stopped = threading.Event()
+    # Under nohup, or in the background of a script, it would be ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def watch() -> None:
         os.read(sys.stdin.fileno(), 1)

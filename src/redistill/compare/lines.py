@@ -32,7 +32,7 @@ METRICS = (
     "excess_error",
     "tokens_per_second",
 )
-TESTED = {"rougeL": "rougeL_mean", "kl": "kl_to_teacher"}
+TESTED = {"rougeL": "rougeL_mean", "kl": "kl_to_teacher", "exact": "exact_match"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Line:
     or over sampling seeds where there is one. steps, train_seconds, peak_memory_bytes: mean, mean and most.
     trials, searched: how many settings were tried, and which was found, where there was a search.
     rougeL_difference and its kin: against the baseline, per prompt; p after Holm over all lines of the table.
+    exact_..: in points of percent; None where neither of the two ever gave a reference word for word.
     rougeL_needs_prompts, rougeL_needs_seeds: how many times as many would tell the difference, see `needed`."""
 
     set: str
@@ -79,6 +80,12 @@ class Line:
     kl_p: float | None = None
     kl_needs_prompts: float | None = None
     kl_needs_seeds: float | None = None
+    exact_difference: float | None = None
+    exact_low: float | None = None
+    exact_high: float | None = None
+    exact_p: float | None = None
+    exact_needs_prompts: float | None = None
+    exact_needs_seeds: float | None = None
 
 
 def make_lines(plan: Plan, runs: Sequence[Run], output: Path, found: Mapping[str, Found]) -> list[Line]:
@@ -177,11 +184,15 @@ def _pair(
     if not seeds:
         return None
     one, other = ([_scores(by[who, seed], metric) for seed in seeds] for who in (method, baseline))
-    return (one, other) if one[0] else None
+    told = any(map(any, [*one, *other])) if metric == "exact" else bool(one[0])
+    return (one, other) if told else None
 
 
 def _scores(folder: Path, metric: str) -> list[float]:
+    answers = folder / "answers-student.jsonl"
     if metric == "rougeL":
-        return prompt_scores(folder / "answers-student.jsonl")
+        return prompt_scores(answers)
+    if metric == "exact":
+        return [100.0 * score for score in prompt_scores(answers, "exact_match")]
     records = [r for r in read(folder / "references-student.jsonl") if r.get("kl") is not None]
     return [r["kl"] / r["tokens"] for r in sorted(records, key=lambda r: r["index"])]

@@ -47,6 +47,8 @@ class CompareEvaluation(Settings):
     """Its split."""
     seeds: Seeds = (10, 20, 30, 40, 50)
     """One full set of sampled answers each. MiniLLM's."""
+    greedy: bool = True
+    """Answer greedily too; the papers do not."""
     max_new_tokens: Count = 256
     """Longest answer. MiniLLM's 512 less a prompt of 256."""
     batch_size: Count = 32
@@ -130,6 +132,7 @@ class Plan:
             sets=asked.sets,
             data_root=asked.data_root,
             seeds=asked.seeds,
+            greedy=asked.greedy,
             template=config.data.template,
             max_prompt_length=config.data.max_prompt_length,
             max_new_tokens=asked.max_new_tokens,

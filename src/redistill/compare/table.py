@@ -75,7 +75,7 @@ def _mark(line: Line, name: str) -> str:
     for metric, column in TESTED.items():
         p, difference = getattr(line, f"{metric}_p"), getattr(line, f"{metric}_difference")
         if column == name and p is not None and p <= LEVEL:
-            return " ▲" if (difference > 0) == (metric == "rougeL") else " ▼"
+            return " ▲" if (difference > 0) == (column not in LESS_IS_BETTER) else " ▼"
     return ""
 
 
