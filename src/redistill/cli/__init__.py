@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from redistill.cli.measuring import compare, evaluate, revise
+from redistill.cli.measuring import compare, evaluate, judge, revise
 from redistill.cli.training import demo, prune, train
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, train, prune, evaluate, compare, revise):
+for command in (demo, train, prune, evaluate, judge, compare, revise):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look at finished models: evaluate, compare, revise."""
+"""The commands that look at finished models: evaluate, judge, compare, revise."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ Tasks = Annotated[
     str, typer.Option(help="Tasks of lm-evaluation-harness besides, or alone: arc_easy,hellaswag.")
 ]
 IncludePath = Annotated[Path | None, typer.Option(help="Folder with task files of your own.")]
+AnswersFolder = Annotated[Path, typer.Argument(help="Output folder of `redistill evaluate`.")]
+Row = Annotated[Literal["student", "teacher"], typer.Option(help="Whose answers in that folder.")]
+JudgeSets = Annotated[
+    str, typer.Option("--set", help="Only these sets, with commas; all in common if left out.")
+]
+JudgeTemplate = Annotated[
+    Literal["chat", "alpaca"] | None,
+    typer.Option(help="How the judge's prompt is laid out; its own if left out."),
+]
+Margin = Annotated[float, typer.Option(min=0, help="Nats by which an answer must lead; else it is a tie.")]
+References = Annotated[bool, typer.Option(help="Show the judge a reference answer.")]
 EvaluationOutput = Annotated[Path, typer.Option(help="Folder for results.json and the answers.")]
 
 
@@ -101,6 +112,45 @@ def evaluate(
         include_path=include_path,
         anew=anew,
     )
+
+
+def judge(
+    judge: Annotated[str, typer.Argument(help="Hub id or folder of the model that judges.")],
+    first: AnswersFolder,
+    second: AnswersFolder,
+    first_row: Row = "student",
+    second_row: Row = "student",
+    set_: JudgeSets = "",
+    references: References = True,
+    template: JudgeTemplate = None,
+    batch_size: BatchSize = 8,
+    margin: Margin = 0.5,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Longer answers are cut.")] = 256,
+    max_question_tokens: Annotated[int, typer.Option(min=1, help="Longer questions are cut.")] = 512,
+    limit: Limit = None,
+    dtype: Dtype = "auto",
+    anew: Anew = False,
+    output: Annotated[Path, typer.Option(help="Folder for judge.json and the judgements.")] = Path(
+        "runs/judge"
+    ),
+) -> None:
+    """Let a model of yours compare two models' kept answers, blind and in both orders; goes on if broken off."""
+    from redistill.evaluation.pairs import Evaluated
+    from redistill.judging import JudgeRequest, judge_folders
+
+    request = JudgeRequest(
+        sets=names(set_),
+        references=references,
+        template=template,
+        batch_size=batch_size,
+        margin=margin,
+        max_answer_tokens=max_answer_tokens,
+        max_question_tokens=max_question_tokens,
+        limit=limit,
+        dtype=dtype,
+    )
+    sides = Evaluated(first, first_row), Evaluated(second, second_row)
+    judge_folders(judge, *sides, request, output, terminal(), anew=anew)
 
 
 def compare(
