@@ -64,8 +64,11 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_two_folders_are_judged_and_every_judgement_is_kept(place):
-    said = redistill("judge", "judge", "a", "b", "--margin", "0", "--output", "out", cwd=place)
-    assert "data.jsonl: reading both orders  8/10" in said and "Wins are those of a over b." in said
+    asked = {"margin": 0.0, "batch_size": 4, "max_answer_tokens": 99, "max_question_tokens": 98, "limit": 5,
+             "dtype": "float32", "template": "chat"}  # fmt: skip
+    options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    said = redistill("judge", "judge", "a", "b", *options, "--output", "out", cwd=place)
+    assert "Judging data.jsonl: reading both orders  4/10" in said and "Wins are those of a over b." in said
     record = json.loads((place / "out" / "judge.json").read_text())
     (row,) = record["rows"]
     kept = lines(place / "out" / "judgements.jsonl")
@@ -87,7 +90,8 @@ def test_two_folders_are_judged_and_every_judgement_is_kept(place):
         and row["low"] <= row["difference"] <= row["high"]
     )
     assert record["judge"] == "judge" and record["first"] == {"folder": "a", "row": "student"}
-    assert record["versions"]["torch"] and record["settings"]["margin"] == 0
+    assert record["versions"]["torch"]
+    assert record["settings"] == {**asked, "sets": [], "references": True}
     assert keys_under("## `judge.json`") == {*record, *row}
     assert keys_under("## `judgements.jsonl`") == set(kept[0])
     # Turned round, every judgement is the opposite.

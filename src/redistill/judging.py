@@ -98,7 +98,7 @@ def judge_sets(
     judged = []
     for each in paired:
         shown = [pair if request.references else replace(pair, reference="") for pair in each.pairs]
-        with CountDisplay(console, f"Judging {each.title}") as progress:
+        with CountDisplay(console, f"Judging {each.label}") as progress:
             verdicts = compare_answers(
                 judge.model,
                 judge.tokenizer,
@@ -154,7 +154,7 @@ def judge_folders(
     write_whole(output / "judge.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
     console.print()
     console.print(Text(f"Wins are those of {first} over {second}."), soft_wrap=True)
-    console.print(judge_table([(each.paired.title, each.verdicts) for each in judged]))
+    console.print(judge_table([(each.paired.label, each.verdicts) for each in judged]))
     console.print(f"Judgements and judge.json lie in {output}.", soft_wrap=True, highlight=False)
     return judged
 
@@ -172,7 +172,7 @@ def _say_empty(paired: PairedSet, first: Evaluated, second: Evaluated, console: 
             seed, index = empty[0]
             console.print(
                 Text(
-                    f"{len(empty)} of {len(answers)} answers of {side} to {paired.title} are empty, such as that "
+                    f"{len(empty)} of {len(answers)} answers of {side} to {paired.label} are empty, such as that "
                     f"of seed {seed} to prompt {index}: the judge is shown them as they are."
                 ),
                 soft_wrap=True,

@@ -63,6 +63,11 @@ class PairedSet:
     pairs: tuple[Pair, ...]
 
     @property
+    def label(self) -> str:
+        """The name, or the last part of where such data lies: a table has no room for paths."""
+        return self.name or Path(self.title).name
+
+    @property
     def seeds(self) -> list[Any]:
         """The seeds with which both models have answered; "greedy" first."""
         return sorted({pair.seed for pair in self.pairs}, key=_place)
@@ -91,7 +96,7 @@ def pair_folders(
             "evaluate both models with the same."
         )
     paired = []
-    for name in sets or common:
+    for name in dict.fromkeys(sets or common):
         (title, version), (_, other) = ours.sets[name], theirs.sets[name]
         if version != other:
             raise ValueError(
@@ -130,16 +135,17 @@ def pair_answers(first: str | Path, second: str | Path, *, limit: int | None = N
             f"{len(missing)} answers of {first} and {second} have no partner, such as seed and index "
             f"{min(missing, key=str)} of {where}: evaluate both models with the same data, to the end."
         )
-    for key in asked[0]:
+    keys = [key for key in ours if key in asked[0]]
+    for key in keys:
         if ours[key]["prompt"] != theirs[key]["prompt"]:
             raise ValueError(
                 f"{first} and {second} answer different prompts (seed and index {key}): evaluate both models "
                 "with the same data and template."
             )
+    references = [(ours[key].get("references") or [""])[0] for key in keys]
     return [
-        Pair(*key, mine["prompt"], mine["answer"], theirs[key]["answer"], (mine.get("references") or [""])[0])
-        for key, mine in ours.items()
-        if key in asked[0]
+        Pair(*key, ours[key]["prompt"], ours[key]["answer"], theirs[key]["answer"], reference)
+        for key, reference in zip(keys, references, strict=True)
     ]
 
 
