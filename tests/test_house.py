@@ -48,6 +48,7 @@ ORDER = [
     "evaluation",
     "console",
     "measure",
+    "judging",
     "run",
     "commands",
     "compare",

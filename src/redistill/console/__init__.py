@@ -8,7 +8,7 @@ from redistill.console.counting import CountDisplay
 from redistill.console.marks import Marked, marked_from_sample, marked_revision, show_revision
 from redistill.console.plain import plain_text
 from redistill.console.progress import StepDisplay, training_progress
-from redistill.console.tables import answers_table, evaluation_table, position_table, task_table
+from redistill.console.tables import answers_table, evaluation_table, judge_table, position_table, task_table
 
 __all__ = [
     "CountDisplay",
@@ -16,6 +16,7 @@ __all__ = [
     "StepDisplay",
     "answers_table",
     "evaluation_table",
+    "judge_table",
     "marked_from_sample",
     "marked_revision",
     "plain_text",

@@ -14,6 +14,7 @@ from redistill.console.plain import one_line
 from redistill.evaluation.score import EvaluationRow
 
 if TYPE_CHECKING:
+    from redistill.evaluation.judge import Verdicts
     from redistill.evaluation.tasks import TaskScore
 
 
@@ -66,6 +67,23 @@ def task_table(scores: Sequence[TaskScore]) -> Table:
             _number(score.stderr, 4),
             str(score.samples),
             "-" if score.shots is None else str(score.shots),
+        )
+    return table
+
+
+def judge_table(rows: Sequence[tuple[str, Verdicts]]) -> Table:
+    """One line per set: how many of the first answers win, tie and lose; the difference per prompt, and the bias."""
+    table = _frame("wins", "ties", "losses", "wins less losses\n[95 %]", "p", "both orders\nagree %", "bias")
+    for name, said in rows:
+        table.add_row(
+            Text(one_line(name)),
+            str(said.wins),
+            str(said.ties),
+            str(said.losses),
+            f"{said.difference:+.2f} [{said.low:+.2f}, {said.high:+.2f}]",
+            _number(said.p_value, 3),
+            _percent(said.agreement),
+            f"{said.position_bias:+.2f}",
         )
     return table
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Seed = int | Literal["greedy"]
 Tell = Callable[[str, int], None]
 """Called with what is being done and how many prompts of it are done since the last call."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many prompts are done, and how many there are."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,24 @@ def answer_key(record: Mapping[str, Any]) -> tuple[Seed, int]:
     return record["seed"], record["index"]
 
 
+def answer_place(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Where an answer stands in its file: the greedy ones first, then seed by seed."""
+    return -1 if record["seed"] == "greedy" else record["seed"], record["index"]
+
+
+def counting(progress: Progress | None, total: int) -> Tell:
+    """Adds up what is told, for `progress`."""
+    done = 0
+
+    def tell(what: str, more: int) -> None:
+        nonlocal done
+        done += more
+        if progress is not None:
+            progress(what, done, total)
+
+    return tell
+
+
 def ask_all(
     model: PreTrainedModel,
     questions: Questions,
@@ -127,7 +147,7 @@ def ask_all(
                     for key, answer in zip(keys, answers, strict=True)
                 )
             tell(what, len(batch))
-    kept.sort(lambda record: (-1 if record["seed"] == "greedy" else record["seed"], record["index"]))
+    kept.sort(answer_place)
     return [_pass(run, kept.records) for _, _, runs in writing.calls() for run in runs]
 
 

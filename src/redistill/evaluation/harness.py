@@ -5,11 +5,19 @@ The models, the prompts and the references come in ready: no loading, no templat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from redistill.evaluation.answers import Pass, Questions, Tell, Writing, answer_key, ask_all
+from redistill.evaluation.answers import (
+    Pass,
+    Progress,
+    Questions,
+    Writing,
+    answer_key,
+    ask_all,
+    counting,
+)
 from redistill.evaluation.exposure import AT
 from redistill.evaluation.kept import Keep, fingerprint
 from redistill.evaluation.readings import Readers, read_exposure, read_references
@@ -28,8 +36,6 @@ from redistill.sample import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_model(
@@ -74,7 +80,7 @@ def evaluate_model(
     theirs = teacher_answers[: len(samples)] if seeds and teacher is not None and teacher is not model else ()
     passes = len(writing.seeds) + writing.greedy
     prompts = passes * len(samples) + sum(1 for each in samples if each.response) + 2 * len(theirs)
-    keep, tell = keep or Keep(), _counting(progress, prompts)
+    keep, tell = keep or Keep(), counting(progress, prompts)
     questions = Questions(samples, references, limits)
     made = {"model": fingerprint(model), **questions.settings(), **writing.settings()}
     kept = keep.lines(keep.answers, answer_key, made)
@@ -87,18 +93,6 @@ def evaluate_model(
         curve = read_exposure(readers, samples[: len(theirs)], written, keep, tell)
         row = replace(row, excess_error=curve.at(AT))
     return row
-
-
-def _counting(progress: Progress | None, total: int) -> Tell:
-    done = 0
-
-    def tell(what: str, more: int) -> None:
-        nonlocal done
-        done += more
-        if progress is not None:
-            progress(what, done, total)
-
-    return tell
 
 
 def _limit(sample: Sample, max_new_tokens: int, max_length: int | None) -> int:

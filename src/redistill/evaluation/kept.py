@@ -85,10 +85,10 @@ class KeptLines:
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of one model on one set, and where; a path that is None keeps nothing.
+    """What is kept of a model, or of a judge, on one set, and where; a path that is None keeps nothing.
 
     set, version, template: written beside the answers; a file made under others is not gone on with.
-    answers, references, exposure: JSON lines, as `docs/run-folder.md` describes them.
+    answers, references, exposure, judgements: JSON lines, as `docs/run-folder.md` describes them.
     on_other: what to do with a file made under other settings, see `KeptLines`.
     """
 
@@ -98,6 +98,7 @@ class Keep:
     answers: Path | None = None
     references: Path | None = None
     exposure: Path | None = None
+    judgements: Path | None = None
     on_other: OnOther = "refuse"
 
     def lines(self, path: Path | None, key: Key, settings: Settings) -> KeptLines:

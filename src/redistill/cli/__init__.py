@@ -1,0 +1,63 @@
+"""The command line: the commands in the order in which `--help` shows them, and how a failure is said.
+
+Each command imports what it needs when it runs, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import warnings
+
+import typer
+
+from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
+from redistill.cli.training import demo, prune, train
+
+app = typer.Typer(
+    name="redistill",
+    help="Distil a large language model into a small one, and revise what the student writes on the way.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (demo, train, prune, evaluate, judge, compare, revise):
+    app.command()(command)
+app.command(hidden=True)(compare_run)
+
+
+def _quiet() -> None:
+    """Libraries speak through our own lines; their progress bars and notices would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # The engine's own option, which it will rename in its next major version; nothing a user can mend here.
+    warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
+
+
+def main() -> None:
+    """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
+    _quiet()
+    try:
+        app()
+    except ValueError as problem:
+        _fail(str(problem), 2)
+    except KeyboardInterrupt:
+        _fail("stopped; what was saved before goes on with the same command", 130)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"the disk is full ({problem.filename or 'while saving'}): the last checkpoint is whole; "
+              "make room and run the same command again", 1)  # fmt: skip
+    except RuntimeError as problem:
+        if type(problem).__name__ != "NotFinite":
+            raise
+        _fail(str(problem), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"redistill: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,87 @@
+"""The commands that make a student: demo, train, prune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redistill.cli.options import Dtype, Output, Set, Template, terminal
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    steps: Annotated[int | None, typer.Option(min=1, help="Fewer (or more) optimizer steps than 54.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same table.")] = 0,
+    set_: Set = None,
+) -> None:
+    """Distil a real 135M model into one of 99M on this machine, in about ten minutes."""
+    from redistill.demo.pipeline import run_demo
+
+    finished = run_demo(output, terminal(), steps=steps, overrides=set_ or (), seed=seed)
+    raise typer.Exit(0 if finished else 130)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See recipes/ for examples.")],
+    set_: Set = None,
+    output: Output = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on even under changed settings.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="Lay a method over the recipe: sft, kd, gkd, minillm, mgsr, ..")
+    ] = None,
+) -> None:
+    """Train a student as RECIPE.yaml says; a run that was stopped goes on from its last checkpoint."""
+    from redistill.config import load_config
+    from redistill.console import evaluation_table
+    from redistill.run import train as run_training
+
+    config = load_config(recipe, set_ or (), method)
+    console = terminal()
+    for doubt in config.warnings():
+        console.print(f"warning: {doubt}", style="yellow", highlight=False)
+    folder = output or Path(str(config.training.get("output_dir", Path("runs") / recipe.stem)))
+    outcome = run_training(config, folder, console, go_on=resume)
+    if not outcome.finished:
+        console.print(f"Saved at step {outcome.step}. The same command goes on from there.")
+        raise typer.Exit(130)
+    if outcome.rows:
+        console.print(evaluation_table(outcome.rows))
+    console.print(f"The student lies in {outcome.student}.", soft_wrap=True)
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="Hub id or folder of the model to shorten.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the shorter one.")],
+    keep: Annotated[str, typer.Option(help='How many layers, a list "0,1,5", or a rule ("every_second").')],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training data whose prompts measure block influence; ours if left out."),
+    ] = None,
+    template: Template = "chat",
+    prompts: Annotated[int, typer.Option(min=1, help="How many of them.")] = 32,
+    dtype: Dtype = "auto",
+) -> None:
+    """Make a student from some of a model's layers, by default those with the most influence."""
+    from redistill.data import load_examples
+    from redistill.demo.pipeline import HERE
+    from redistill.models import load_model, load_tokenizer, parameter_count
+    from redistill.prepare import texts_of
+    from redistill.run import save_model
+    from redistill.student import prune_layers, select_layers
+
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty: name a new folder for the pruned model")
+    tokenizer = load_tokenizer(model)
+    examples = load_examples(data or str(HERE), split="train", limit=prompts).examples
+    whole = load_model(model, dtype=dtype)
+    layers = select_layers(whole, keep, texts_of(examples, tokenizer, template))
+    pruned = prune_layers(whole, layers)
+    save_model(pruned, tokenizer, output)
+    before, after = parameter_count(whole) / 1e6, parameter_count(pruned) / 1e6
+    terminal().print(
+        f"Kept {len(layers)} layers {list(layers)}: {before:.1f}M -> {after:.1f}M parameters, in {output}.",
+        soft_wrap=True,
+        highlight=False,
+    )
