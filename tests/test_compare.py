@@ -38,6 +38,7 @@ define:
 budget: {{steps: 2}}
 seeds: [1, 2]
 evaluation: {{path: {data}, seeds: [10, 20], max_new_tokens: 8, limit: 6}}
+judge: {{model: {teacher}, limit: 3, dtype: float32}}
 """
 SEARCH = """
 search:
@@ -99,6 +100,11 @@ def test_a_whole_comparison_and_its_resumption(folder):
         )
         assert (line["rougeL_p"] is None) == (name == "kd") == (line["kl_p"] is None)
         assert line["exact_match"] == 0 and line["exact_p"] is None
+    (verdict,) = record["judge"]
+    assert (verdict["method"], verdict["seeds"]) == ("mine", 2)
+    # Two training seeds of three prompts, each with a greedy and two sampled answers.
+    assert verdict["wins"] + verdict["ties"] + verdict["losses"] == 18
+    assert verdict["low"] <= verdict["difference"] <= verdict["high"]
     kl = lines["mine"]["kl_difference"]
     assert lines["mine"]["kl_low"] <= kl <= lines["mine"]["kl_high"]
     assert record["comparisons_corrected_for"] == 1 and record["baseline"] == "kd"
@@ -335,4 +341,4 @@ def test_marks_bold_and_notes(folder):
         "1 ROUGE-L differences are not significant; the nearest (mine) would need about 4.0 times"
         in notes(plan, lines)
     )
-    assert "**22.00 ± 0.50 ▲**" in to_markdown(plan, lines, {})
+    assert "**22.00 ± 0.50 ▲**" in to_markdown(plan, lines, [])

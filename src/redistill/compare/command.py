@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +13,7 @@ from redistill.compare.plan import read_plan
 from redistill.compare.runs import begin, run_all
 from redistill.compare.table import notes, search_notes, to_tables, write_table
 from redistill.compare.trials import find_settings
+from redistill.compare.verdicts import judge_methods, verdict_notes
 from redistill.runlog import alone
 
 
@@ -28,11 +31,17 @@ def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None
         found = find_settings(plan, start, output, console)
         runs = run_all(plan, found, start, output, console)
     lines = make_lines(plan, runs, output, found)
-    write_table(plan, lines, output, found)
+    verdicts = judge_methods(plan, runs, output, console)
+    remarks = [each for each in (search_notes(plan, found), verdict_notes(plan, verdicts)) if each]
+    more = {
+        "search": {method: asdict(each) for method, each in found.items()},
+        "judge": [asdict(each) for each in verdicts],
+    }
+    write_table(plan, lines, output, remarks, more)
     for table in to_tables(lines):
         console.print()
         console.print(table)
-    for text in (notes(plan, lines), *search_notes(plan, found)):
+    for text in (notes(plan, lines), *chain(*remarks)):
         console.print(text, highlight=False)
     console.print(f"The table lies in {output} (table.md, .csv, .json).", soft_wrap=True, highlight=False)
     return not any(run.failed for run in runs)

@@ -59,6 +59,19 @@ class CompareEvaluation(Settings):
     """On how many prompts excess accumulated error is measured; 0: on none."""
 
 
+class CompareJudge(Settings):
+    """A model that compares every method's answers with the baseline's, see `redistill judge`."""
+
+    model: Text
+    """Hub id or folder."""
+    dtype: Text = "auto"
+    """float32, bfloat16, float16 or auto."""
+    limit: Count | None = None
+    """Only the first so many prompts of each set; null: all."""
+    batch_size: Count = 8
+    """Pairs judged at once."""
+
+
 class Comparison(Settings):
     """One comparison: methods on one pair, under one budget, from one start."""
 
@@ -74,6 +87,8 @@ class Comparison(Settings):
     baseline: Text | None = None
     """The method that the others are compared with; null: the first."""
     evaluation: CompareEvaluation = CompareEvaluation()
+    judge: CompareJudge | None = None
+    """A judge of the answers; null: none."""
     search: CompareSearch | None = None
     """Settings that are tried before; null: every method runs as it stands."""
     jobs: Count = 1

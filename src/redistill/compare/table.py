@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -23,14 +24,21 @@ LESS_IS_BETTER = ("kl_to_teacher", "perplexity")
 JUDGES = {"kl": "KL to the teacher on the references", "rougeL": "ROUGE-L of greedy answers"}
 
 
-def write_table(plan: Plan, lines: Sequence[Line], output: Path, found: Mapping[str, Found]) -> None:
-    """table.json, table.csv and table.md in `output`."""
+def write_table(
+    plan: Plan,
+    lines: Sequence[Line],
+    output: Path,
+    remarks: Sequence[Sequence[str]],
+    more: Mapping[str, Any],
+) -> None:
+    """table.json, table.csv and table.md in `output`. remarks: texts under the table, each a first line and what it
+    leads to. more: what else goes into table.json."""
     record = {
         "lines": [asdict(line) for line in lines],
         "baseline": plan.baseline,
         "comparisons_corrected_for": sum(line.rougeL_p is not None for line in lines),
         "level": LEVEL,
-        "search": {method: asdict(each) for method, each in found.items()},
+        **more,
         "comparison": plan.comparison.model_dump(mode="json"),
         **made_with(),
     }
@@ -40,7 +48,7 @@ def write_table(plan: Plan, lines: Sequence[Line], output: Path, found: Mapping[
     writer.writeheader()
     writer.writerows(asdict(line) for line in lines)
     write_whole(output / "table.csv", text.getvalue())
-    write_whole(output / "table.md", to_markdown(plan, lines, found))
+    write_whole(output / "table.md", to_markdown(plan, lines, remarks))
 
 
 COLUMNS = (
@@ -119,8 +127,8 @@ def search_notes(plan: Plan, found: Mapping[str, Found]) -> list[str]:
     return text
 
 
-def to_markdown(plan: Plan, lines: Sequence[Line], found: Mapping[str, Found]) -> str:
-    """One Markdown table for each set, the notes, and the search where there was one."""
+def to_markdown(plan: Plan, lines: Sequence[Line], remarks: Sequence[Sequence[str]]) -> str:
+    """One Markdown table for each set, the notes and the remarks."""
     parts = []
     for name in dict.fromkeys(line.set for line in lines):
         head = [column for column, _, _ in COLUMNS]
@@ -131,8 +139,8 @@ def to_markdown(plan: Plan, lines: Sequence[Line], found: Mapping[str, Found]) -
             parts.append(f"| {' | '.join(row)} |")
         parts.append("")
     parts += [notes(plan, lines), ""]
-    if searched := search_notes(plan, found):
-        parts += [searched[0], "", *(f"- {line}" for line in searched[1:]), ""]
+    for first, *rest in remarks:
+        parts += [first, "", *(f"- {line}" for line in rest), ""]
     return "\n".join(parts)
 
 
