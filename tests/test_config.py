@@ -8,10 +8,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from redistill.compare.plan import read_plan
 from redistill.config import Config, ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+COMPARISON = ROOT / "recipes" / "paper" / "compare.yaml"
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - {COMPARISON})
 SMALLEST = """\
 student:
   model_name_or_path: small
@@ -146,6 +148,18 @@ def test_recipe_loads_and_every_value_names_its_source(recipe):
 def test_recipes_are_there():
     assert len([path for path in RECIPES if path.parent.name == "paper"]) == 4
     assert len(RECIPES) >= 6
+
+
+def test_the_papers_comparison_names_methods_and_sets_that_there_are():
+    plan = read_plan(COMPARISON)
+    assert len(plan.methods) == 12 and set(plan.request.sets) == {
+        "dolly",
+        "self_instruct",
+        "vicuna",
+        "sinst",
+        "uinst",
+    }
+    assert plan.request.seeds == (10, 20, 30, 40, 50) and plan.request.template == "alpaca"
 
 
 @pytest.mark.parametrize(
