@@ -197,6 +197,7 @@ def test_folders_load_in_the_type_asked_for(tmp_path):
     model = load_model(folders.student)
     assert model.dtype == torch.float32 and not model.training
     assert load_model(str(folders.student), dtype="bfloat16").dtype == torch.bfloat16
+    assert {each.device.type for each in load_model(folders.student, device="meta").parameters()} == {"meta"}
     assert load_tokenizer(folders.tokenizer).get_vocab() == tiny_tokenizer().get_vocab()
     ids, mask = right_padded()
     torch.testing.assert_close(model(ids, mask).logits, tiny_llama(layers=1, seed=1)(ids, mask).logits)

@@ -28,6 +28,7 @@ from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked
 from redistill.evaluation.tasks import TaskScore, run_tasks
 from redistill.generate import Sampling, generate
+from redistill.loading import best_device
 from redistill.measure import Place, Request, SetBench, load_sets, record_of, to_samples
 from redistill.models import ends_of, load_model, load_tokenizer, shared_vocabulary
 from redistill.revision import Score, revise_samples, score
@@ -72,8 +73,9 @@ def evaluate(
             return []
     sets = load_sets(request)
     tokenizer = load_tokenizer(model_name)
-    model = load_model(model_name, dtype=request.dtype)
-    teacher = load_model(teacher_name, dtype=request.dtype) if teacher_name else None
+    device = best_device()
+    model = load_model(model_name, dtype=request.dtype, device=device)
+    teacher = load_model(teacher_name, dtype=request.dtype, device=device) if teacher_name else None
     vocabulary = _vocabulary(tokenizer, model, teacher_name, teacher)
     bench = SetBench(tokenizer, vocabulary, request, console, "anew" if anew else "refuse")
     measured = []
@@ -118,7 +120,7 @@ def evaluate_tasks(
         tasks,
         limit=request.limit,
         batch_size=request.batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=best_device(),
         dtype=request.dtype,
         include_path=include_path,
     )
@@ -178,7 +180,9 @@ def revise(
 ) -> None:
     """Answer `prompt` with the student, correct it, and print each position's KL, the error and the outcome."""
     tokenizer = load_tokenizer(student_name)
-    student, teacher = (load_model(name, dtype=request.dtype) for name in (student_name, teacher_name))
+    student, teacher = (
+        load_model(name, dtype=request.dtype, device=best_device()) for name in (student_name, teacher_name)
+    )
     vocabulary = _vocabulary(tokenizer, student, teacher_name, teacher)
     eos = ends_of(tokenizer, student, request.template)
     generator, sampling = torch.Generator().manual_seed(seed), Sampling(request.temperature)

@@ -19,6 +19,7 @@ from redistill.evaluation.judge_prompt import Layout
 from redistill.evaluation.kept import Keep
 from redistill.evaluation.pairs import Evaluated, PairedSet, pair_folders
 from redistill.evaluation.results import made_with, peak_memory_bytes
+from redistill.loading import best_device
 from redistill.models import load_model, load_tokenizer
 from redistill.runlog import write_whole
 
@@ -76,7 +77,7 @@ class Judged:
 
 def load_judge(name: str, dtype: str = "auto") -> Judge:
     """The model of a hub id or folder as a judge. Errors: those of `load_model` and `load_tokenizer`."""
-    return Judge(name, load_model(name, dtype=dtype), load_tokenizer(name))
+    return Judge(name, load_model(name, dtype=dtype, device=best_device()), load_tokenizer(name))
 
 
 def judge_sets(

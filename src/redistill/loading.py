@@ -22,6 +22,13 @@ def default_cache() -> Path:
     return Path(os.environ.get("REDISTILL_CACHE") or Path.home() / ".cache" / "redistill").expanduser()
 
 
+def best_device() -> str:
+    """Where models read and write fastest here: the first CUDA device that is visible, or the CPU."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id, padding on the right; without a pad token, that is end of text.
 
@@ -49,8 +56,9 @@ def load_model(
     dtype: str = "float32",
     revision: str | None = None,
     attn_implementation: str | None = None,
+    device: str = "cpu",
 ) -> PreTrainedModel:
-    """The causal language model of a folder or hub id, from safetensors, in eval mode, on the CPU.
+    """The causal language model of a folder or hub id, from safetensors, in eval mode, on `device`.
 
     dtype: one of `DTYPES`; "auto" is what the checkpoint was saved in. A folder that holds only an adapter
     (peft) gives its base model with the adapter merged in. Raises ValueError with what to do for a missing
@@ -67,7 +75,7 @@ def load_model(
         and (folder / "adapter_config.json").is_file()
         and not (folder / "config.json").is_file()
     ):
-        return _load_merged(folder, dtype=dtype, attn_implementation=attn_implementation)
+        return _load_merged(folder, dtype=dtype, attn_implementation=attn_implementation, device=device)
     if folder.is_dir():
         _refuse_unreadable_folder(folder)
     try:
@@ -91,10 +99,12 @@ def load_model(
             f"the checkpoint {str(name)!r} has no weights for {len(missing)} parts of the model "
             f"({', '.join(missing[:3])}): they would be random. Use a complete causal language model."
         )
-    return model.eval()
+    return model.eval().to(device)
 
 
-def _load_merged(folder: Path, *, dtype: str, attn_implementation: str | None) -> PreTrainedModel:
+def _load_merged(
+    folder: Path, *, dtype: str, attn_implementation: str | None, device: str
+) -> PreTrainedModel:
     from peft import PeftConfig, PeftModel
 
     base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
@@ -103,7 +113,7 @@ def _load_merged(folder: Path, *, dtype: str, attn_implementation: str | None) -
             f"{folder} holds an adapter without adapter_model.safetensors or without the name of its base "
             "model: save it again with `save_pretrained` of peft."
         )
-    model = load_model(base, dtype=dtype, attn_implementation=attn_implementation)
+    model = load_model(base, dtype=dtype, attn_implementation=attn_implementation, device=device)
     merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return merged.eval()
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from redistill.chat import Template, to_sample
 from redistill.config import Config, DataSettings
 from redistill.data import DataError, load_examples
+from redistill.loading import best_device
 from redistill.models import (
     add_lora,
     check_forward,
@@ -58,11 +59,14 @@ def prepare(config: Config) -> Prepared:
     train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit)
     heldout = load_heldout(config, tokenizer)
     evaluation = load_evaluation(config, tokenizer, heldout)
+    # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
+    device = "cpu" if config.training.get("use_cpu") else best_device()
     teacher = load_model(
         settings.model_name_or_path,
         dtype=settings.dtype,
         revision=settings.model_revision,
         attn_implementation=settings.attn_implementation,
+        device=device,
     )
     student = load_student(config, teacher, tokenizer, train.samples)
     vocabulary = shared_vocabulary(tokenizer, tokenizer, student, teacher)
@@ -79,7 +83,7 @@ def prepare(config: Config) -> Prepared:
 def load_student(
     config: Config, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
 ) -> PreTrainedModel:
-    """The student as the recipe says: loaded, or pruned from the teacher; with LoRA where set."""
+    """The student as the recipe says, beside the teacher: loaded, or pruned from it; with LoRA where set."""
     settings = config.student
     if settings.prune is not None:
         prompts = [s.prompt + s.response for s in samples[: settings.prune.prompts]]
@@ -93,6 +97,7 @@ def load_student(
             dtype=settings.dtype,
             revision=settings.model_revision,
             attn_implementation=settings.attn_implementation,
+            device=str(teacher.device),
         )
         own = load_tokenizer(settings.model_name_or_path, settings.model_revision)
         shared_vocabulary(own, tokenizer, student, teacher)
