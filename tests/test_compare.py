@@ -231,6 +231,8 @@ def test_whatever_ends_a_comparison_lets_its_runs_save_and_the_same_command_goes
     plan.write_text(plan.read_text().replace("steps: 2", "steps: 1000").replace("[kd, mine]", "[kd, sft]"))
     runs = [folder / "out" / "runs" / method / "seed-1" for method in ("kd", "sft")]
     saved = [0, 0]
+    # Tests that run in the background of a script inherit, and would hand on, that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for how, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         parent = subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.PIPE, text=True)
         await_that(lambda saved=saved: all(steps(run) > n + 1 for run, n in zip(runs, saved, strict=True)))
