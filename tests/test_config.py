@@ -293,6 +293,12 @@ def test_warnings_name_what_is_likely_not_meant(tmp_path):
     assert said("objective.dac.upper=0.9", "objective.dac.learnable=false") == []
 
 
+def test_a_bare_no_is_a_word_where_the_engine_wants_one(tmp_path):
+    text = SMALLEST + "training: {save_strategy: no, bf16: no}\n"
+    config = load_config(written(tmp_path, text), ["training.eval_strategy=no"])
+    assert config.training == {"save_strategy": "no", "bf16": False, "eval_strategy": "no"}
+
+
 def test_settings_are_frozen(tmp_path):
     config = load_config(written(tmp_path, SMALLEST))
     with pytest.raises(ValueError, match="frozen"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from redistill.config_faults import Key, faults, nearest, origin_of
@@ -70,10 +70,19 @@ class Config(Settings):
     objective: ObjectiveSettings = ObjectiveSettings()
     budget: BudgetSettings = BudgetSettings()
     training: dict[str, Any] = Field(default_factory=dict)
-    """Goes to transformers.TrainingArguments untouched."""
+    """Goes to transformers.TrainingArguments."""
     evaluation: EvaluationSettings = EvaluationSettings()
     method: Text | None = None
     """Name of the method (methods.yaml) whose settings hold where this recipe says nothing."""
+
+    @field_validator("training")
+    @classmethod
+    def _no_is_a_word(cls, training: dict[str, Any]) -> dict[str, Any]:
+        # YAML reads a bare `no` as false, and the engine's strategies (eval_strategy: no) then refuse it.
+        return {
+            key: "no" if value is False and key.endswith("_strategy") else value
+            for key, value in training.items()
+        }
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -252,7 +261,7 @@ def _conflicts_of_methods(config: Config) -> Iterator[tuple[bool, str, str]]:
 
 def _doubts(config: Config) -> Iterator[tuple[bool, str]]:
     rollout, dac, span = config.rollout, config.objective.dac, config.objective.span
-    validates = config.training.get("eval_strategy", "no") not in ("no", False)
+    validates = config.training.get("eval_strategy", "no") != "no"
     yield (
         config.revision.rounds > 0 and rollout.lmbda == 0,
         "revision.rounds is above 0 but rollout.lmbda is 0: only prompts without a response are answered "
