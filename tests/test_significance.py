@@ -85,6 +85,7 @@ def test_the_parts_of_the_variance_are_those_of_the_simulation():
 def test_what_is_needed_tells_the_difference_once_it_is_had():
     one = Comparison(0.5, -0.5, 1.5, 0.3, 1, 100, None, 0.25, 0.0)
     assert needed(one) == (pytest.approx(0.25 * (2.801585 / 0.5) ** 2), None)  # 7.85: 785 prompts
+    assert needed(one, 20) == (pytest.approx(0.25 * ((3.023341 + 0.841621) / 0.5) ** 2), None)  # at 0.25 %
     both = Comparison(0.5, -0.5, 1.5, 0.3, 2, 100, 0.02, 0.2, 0.01)
     target = (0.5 / 2.801585) ** 2
     assert needed(both) == (

@@ -160,7 +160,7 @@ def _tested(plan: Plan, runs: Sequence[Run], lines: list[Line]) -> list[Line]:
                 found[place] = paired_bootstrap(*pair)
         adjusted = holm([each.p_value for each in found.values()])
         for (place, each), p in zip(found.items(), adjusted, strict=True):
-            more = needed(each) if p > LEVEL else None
+            more = needed(each, len(found)) if p > LEVEL else None
             values = {
                 "difference": each.difference,
                 "low": each.low,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ import numpy.typing as npt
 Scores = npt.ArrayLike
 """[training seeds, prompts], or [prompts] for a single training seed."""
 
-# Two-sided 5 % and 80 % power: the 97.5 % and the 80 % point of the normal distribution.
-_REACH = 1.959964 + 0.841621
+
+_POWER = 0.8
 _PLACES_AT_ONCE = 4_000_000
 
 
@@ -101,15 +102,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def needed(comparison: Comparison) -> Needed:
+def needed(comparison: Comparison, tests: int = 1) -> Needed:
     """How much more of one kind would tell the observed difference from 0 at 5 %, two-sided, with 80 % power.
 
-    Normal approximation: the variance of the difference must fall to T = (difference / (1.960 + 0.842))^2.
+    tests: comparisons made at once; each then has to be told at 5 % / tests, the strictest of Holm's levels.
+    Normal approximation: the variance of the difference must fall to T = (difference / (z + 0.842))^2, with z =
+    1.960 for one test.
     Prompts times f leave from_seeds + (from_prompts + from_both) / f, so f = (from_prompts + from_both) /
     (T - from_seeds); likewise f = (from_seeds + from_both) / (T - from_prompts) for seeds. It takes the
     difference and the variances as they were observed: an order of magnitude, no more.
     """
-    target = (comparison.difference / _REACH) ** 2
+    normal = NormalDist()
+    reach = normal.inv_cdf(1 - 0.05 / (2 * tests)) + normal.inv_cdf(_POWER)
+    target = (comparison.difference / reach) ** 2
     prompts = _factor(comparison.from_prompts + comparison.from_both, target - (comparison.from_seeds or 0.0))
     if comparison.from_seeds is None:
         return Needed(prompts, None)
