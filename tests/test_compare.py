@@ -343,6 +343,8 @@ def test_marks_bold_and_notes(folder):
         "1 ROUGE-L differences are not significant; the nearest (mine) would need about 4.0 times"
         in notes(plan, lines)
     )
+    alike = [replace(each, exact_match=0.0) for each in lines]
+    assert not any(cells(alike, each)[5][1] for each in alike), "no one leads where all are alike"
     assert "± over training seeds" in notes(plan, lines)
     assert "± over sampling seeds" in notes(plan, [teacher, replace(kd, runs=1)])
     assert "**22.00 ± 0.50 ▲**" in to_markdown(plan, lines, [])

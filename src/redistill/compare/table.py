@@ -75,7 +75,9 @@ def cells(lines: Sequence[Line], line: Line) -> list[tuple[str, bool]]:
             text += f" ± {line.rougeL_std:.2f}"
         known = [v for rival in rivals if (v := getattr(rival, str(name))) is not None]
         best = min(known, default=None) if name in LESS_IS_BETTER else max(known, default=None)
-        row.append((text + _mark(line, str(name)), name in BOLD and line in rivals and value == best))
+        all_alike = len(known) > 1 and min(known) == max(known)
+        leads = value == best and not all_alike
+        row.append((text + _mark(line, str(name)), name in BOLD and line in rivals and leads))
     return row
 
 
