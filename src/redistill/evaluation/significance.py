@@ -17,7 +17,7 @@ import numpy.typing as npt
 Scores = npt.ArrayLike
 """[training seeds, prompts], or [prompts] for a single training seed."""
 
-
+# How likely a real difference is told.
 _POWER = 0.8
 _PLACES_AT_ONCE = 4_000_000
 
