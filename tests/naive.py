@@ -99,19 +99,44 @@ def clip_mask(
     return torch.stack(m)
 
 
-def masked_kl(q: Tensor, p: Tensor, m: Tensor, rest: str = "bucket") -> Tensor:
-    inside = [k for k in range(len(p)) if m[k] > 0 and p[k] > 0]
-    first = sum((m[k] * p[k] * (p[k] / q[k]).log() for k in inside), start=q.new_zeros(()))
-    if rest == "drop":
-        return first
+def kl_class(p, q):
+    return p * (p / q).log() if p > 0 else p * 0
+
+
+# g(p, q) of one class; the divergence is its sum.
+CLASS = {
+    "forward_kl": kl_class,
+    "reverse_kl": lambda p, q: kl_class(q, p),
+    "jensen_shannon": lambda p, q, b=0.3: (
+        b * kl_class(p, b * p + (1 - b) * q) + (1 - b) * kl_class(q, b * p + (1 - b) * q)
+    ),
+    "skewed_forward_kl": lambda p, q, a=0.1: kl_class(p, a * p + (1 - a) * q),
+    "skewed_reverse_kl": lambda p, q, a=0.1: kl_class(q, a * q + (1 - a) * p),
+    "total_variation": lambda p, q: (p - q).abs() / 2,
+}
+
+
+def masked(q: Tensor, p: Tensor, m: Tensor, rest: str = "bucket", name: str = "forward_kl") -> Tensor:
+    g = CLASS[name]
     if rest == "renormalize":
-        return kl(m * p / (m * p).sum(), m * q / (m * q).sum())
+        p, q = m * p / (m * p).sum(), m * q / (m * q).sum()
+        return sum(g(p[k], q[k]) for k in range(len(p)) if m[k] > 0)
+    first = sum((m[k] * g(p[k], q[k]) for k in range(len(p)) if m[k] > 0), start=q.new_zeros(()))
     left_p, left_q = ((1 - m) * p).sum(), ((1 - m) * q).sum()
-    return first + left_p * (left_p / left_q).log() if left_p > 0 else first
+    return first if rest == "drop" or left_p == 0 else first + g(left_p, left_q)
 
 
-def dac_kl(q: Tensor, p: Tensor, lower: Tensor, upper: Tensor, *, rest: str = "bucket", **mask) -> Tensor:
-    return masked_kl(q, p, clip_mask(p, lower, upper, **mask), rest)
+def dac_kl(
+    q: Tensor,
+    p: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    *,
+    rest: str = "bucket",
+    name: str = "forward_kl",
+    **mask,
+) -> Tensor:
+    return masked(q, p, clip_mask(p, lower, upper, **mask), rest, name)
 
 
 def span_correlation(

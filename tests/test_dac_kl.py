@@ -6,11 +6,21 @@ import pytest
 import torch
 
 from redistill import losses
+from redistill.losses import f_divergences as f
 
 SHAPES = [(4, 16), (1, 7), (3, 37)]
 RESTS = ["bucket", "drop", "renormalize"]
 QUANTILES = ["mass", "rank"]
 STEP = 1e-5
+# Class by class, and the same divergence as a whole.
+DIVERGENCES = {
+    "forward_kl": (f.forward_kl_parts, losses.forward_kl),
+    "reverse_kl": (f.reverse_kl_parts, losses.reverse_kl),
+    "jensen_shannon": (f.jensen_shannon_parts(0.3), lambda q, p: losses.jensen_shannon(q, p, 0.3)),
+    "skewed_forward_kl": (f.skewed_forward_kl_parts(0.1), losses.skewed_forward_kl),
+    "skewed_reverse_kl": (f.skewed_reverse_kl_parts(0.1), losses.skewed_reverse_kl),
+    "total_variation": (f.total_variation_parts, losses.total_variation),
+}
 
 
 def case(shape: tuple[int, int], scale: float = 2.0) -> tuple[torch.Tensor, ...]:
@@ -27,16 +37,19 @@ def open_levels(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize(
     ("rest", "quantile", "keep_target"), list(itertools.product(RESTS, QUANTILES, [True, False]))
 )
-def test_values_and_all_gradients_equal_the_naive_twin(rest, quantile, keep_target, shape):
+def test_values_and_all_gradients_equal_the_naive_twin(rest, quantile, keep_target, name, shape):
     student, teacher, lower, upper = case(shape)
     options = {"rest": rest, "quantile": quantile, "keep_target": keep_target}
-    ours = losses.dac_kl(student, teacher, lower, upper, **options)
+    ours = losses.dac_kl(student, teacher, lower, upper, parts=DIVERGENCES[name][0], **options)
 
     def twin(lower, upper):
-        return naive.rows(naive.dac_kl, student, teacher, lower.double(), upper.double(), **options)
+        return naive.rows(
+            naive.dac_kl, student, teacher, lower.double(), upper.double(), name=name, **options
+        )
 
     theirs = twin(lower, upper)
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-6)
@@ -80,17 +93,20 @@ def test_without_the_target_the_kept_mass_is_the_distance_of_the_levels():
         torch.testing.assert_close(by_rank.retained_classes / 20011, upper - lower, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_wide_open_is_forward_kl_to_the_bit_with_still_levels(shape):
+def test_wide_open_is_the_divergence_itself_with_still_levels(shape, name):
     student, teacher, _, _ = case(shape)
     lower, upper = (level.requires_grad_() for level in open_levels(shape[0]))
-    expected = losses.forward_kl(student, teacher)
+    parts, whole = DIVERGENCES[name]
+    expected = whole(student, teacher)
     (gradient,) = torch.autograd.grad(expected.sum(), student)
     for rest, quantile in itertools.product(RESTS, QUANTILES):
-        value = losses.dac_kl(student, teacher, lower, upper, rest=rest, quantile=quantile)
-        torch.testing.assert_close(value, expected, rtol=0, atol=0 if rest != "renormalize" else 1e-6)
+        value = losses.dac_kl(student, teacher, lower, upper, rest=rest, quantile=quantile, parts=parts)
+        exact = name == "forward_kl" and rest != "renormalize"
+        torch.testing.assert_close(value, expected, rtol=0 if exact else 1e-6, atol=0 if exact else 1e-6)
         grads = torch.autograd.grad(value.sum(), (student, lower, upper))
-        torch.testing.assert_close(grads[0], gradient, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(grads[0], gradient, rtol=1e-5, atol=1e-7 if exact else 1e-6)
         assert (grads[1] == 0).all() and (grads[2] == 0).all()
 
 
@@ -104,24 +120,27 @@ def test_levels_all_but_open_stay_still():
     torch.testing.assert_close(slope, torch.zeros(3))
 
 
-def test_the_bucket_lies_between_zero_and_forward_kl():
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_bucket_lies_between_zero_and_the_divergence(name):
+    parts, whole = DIVERGENCES[name]
     generator = torch.Generator().manual_seed(1)
     for scale in (0.1, 1.0, 5.0, 30.0):
         student, teacher, _, _ = case((50, 23), scale)
         levels = torch.rand(50, 2, generator=generator).sort(-1).values
         for quantile, keep_target in itertools.product(QUANTILES, [True, False]):
-            value = losses.dac_kl(
-                student, teacher, levels[:, 0], levels[:, 1], quantile=quantile, keep_target=keep_target
-            )
+            options = {"quantile": quantile, "keep_target": keep_target, "parts": parts}
+            value = losses.dac_kl(student, teacher, levels[:, 0], levels[:, 1], **options)
             assert (value >= -1e-6).all()
-            assert (value <= losses.forward_kl(student, teacher) * (1 + 1e-5) + 1e-6).all()
+            assert (value <= whole(student, teacher) * (1 + 1e-5) + 1e-6).all()
 
 
+@pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("edge", ["exact", "sigmoid"])
 @pytest.mark.parametrize("rest", RESTS)
-def test_zero_with_zero_gradient_where_equal(rest, edge):
+def test_zero_with_zero_gradient_where_equal(rest, edge, name):
     student, _, lower, upper = case((40, 33))
-    value = losses.dac_kl(student, student.detach(), lower, upper, rest=rest, edge=edge)
+    options = {"rest": rest, "edge": edge, "parts": DIVERGENCES[name][0]}
+    value = losses.dac_kl(student, student.detach(), lower, upper, **options)
     torch.testing.assert_close(value, torch.zeros(40), rtol=0, atol=1e-6)
     grads = torch.autograd.grad(value.sum(), (student, lower, upper))
     if rest != "drop":

@@ -1,12 +1,14 @@
 """Weights, counts and temperature act once each; watchers speak once; reading references agrees with the model."""
 
+from typing import get_args
+
 import pytest
 import torch
 from tiny import tiny_llama
 
 from redistill import losses
 from redistill.batch import Counts
-from redistill.config import ObjectiveSettings
+from redistill.config import DacSettings, ObjectiveSettings
 from redistill.objective import Objective, TermWatch, reference_scores
 from redistill.sample import Sample
 
@@ -61,12 +63,18 @@ def test_coverage_moves_the_clip_network_and_not_the_student():
     assert any(not torch.equal(a, b) for a, b in zip(gradients[0][1:], gradients[1][1:], strict=True))
 
 
-def test_fixed_levels_have_no_network_and_open_ones_are_forward_kl():
-    settings = ObjectiveSettings.model_validate({"span_weight": 0.0, "dac": {"learnable": False}})
-    objective = Objective(settings)
-    _, stats = objective(logits(0), logits(1), TARGETS, SPANS, False, COUNTS)
-    assert not list(objective.parameters())
-    torch.testing.assert_close(stats["token"], losses.forward_kl(logits(0), logits(1)).sum())
+CLIPPED = get_args(DacSettings.model_fields["divergence"].annotation)
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_fixed_levels_have_no_network_and_open_ones_are_the_divergence_that_is_clipped(name):
+    dac = {"learnable": False, "divergence": name}
+    fields = {"sft_weight": 0.0, "span_weight": 0.0, "beta": 0.2, "alpha": 0.3}
+    clipped = Objective(ObjectiveSettings.model_validate(fields | {"token_loss": "dac_kl", "dac": dac}))
+    whole = Objective(ObjectiveSettings.model_validate(fields | {"token_loss": name}))
+    values = [o(logits(0), logits(1), TARGETS, SPANS, False, COUNTS)[0] for o in (clipped, whole)]
+    assert not list(clipped.parameters())
+    torch.testing.assert_close(*values)
 
 
 def test_a_term_that_is_not_felt_is_said_once():

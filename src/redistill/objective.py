@@ -35,6 +35,15 @@ from redistill.losses import (
     total_variation,
 )
 from redistill.losses.chunked import Stats, chunked
+from redistill.losses.f_divergences import (
+    FDivergence,
+    forward_kl_parts,
+    jensen_shannon_parts,
+    reverse_kl_parts,
+    skewed_forward_kl_parts,
+    skewed_reverse_kl_parts,
+    total_variation_parts,
+)
 from redistill.models import Head, head_of, hidden_states
 from redistill.sample import Sample
 
@@ -115,6 +124,7 @@ class Objective(nn.Module):
             edge=dac.edge,
             keep_target=dac.keep_target,
             sharpness=dac.sharpness,
+            parts=clipped_divergence(self.settings),
         )
         # Keeps the network from clipping everything away; it depends on teacher and levels alone.
         coverage = -dac.coverage * terms.retained_mass.clamp_min(1e-30).log().sum() if dac.coverage else 0.0
@@ -142,6 +152,19 @@ def divergence(settings: ObjectiveSettings) -> Divergence:
         "alpha_beta": lambda q, p: alpha_beta(q, p, alpha, beta),
     }
     return table[settings.token_loss]
+
+
+def clipped_divergence(settings: ObjectiveSettings) -> FDivergence:
+    """The divergence that `dac.divergence` names, class by class, with `beta` or `alpha` bound."""
+    table: dict[str, FDivergence] = {
+        "forward_kl": forward_kl_parts,
+        "reverse_kl": reverse_kl_parts,
+        "jensen_shannon": jensen_shannon_parts(settings.beta),
+        "skewed_forward_kl": skewed_forward_kl_parts(settings.alpha),
+        "skewed_reverse_kl": skewed_reverse_kl_parts(settings.alpha),
+        "total_variation": total_variation_parts,
+    }
+    return table[settings.dac.divergence]
 
 
 @torch.no_grad()

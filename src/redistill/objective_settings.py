@@ -10,8 +10,17 @@ from redistill.settings import Count, NotNegative, Positive, Settings, Share
 
 
 class DacSettings(Settings):
-    """DAC-KL: forward KL on the part of the teacher's distribution between two quantiles (2407.10068)."""
+    """DAC-KL: a divergence on the part of the teacher's distribution between two quantiles (2407.10068)."""
 
+    divergence: Literal[
+        "forward_kl",
+        "reverse_kl",
+        "jensen_shannon",
+        "skewed_forward_kl",
+        "skewed_reverse_kl",
+        "total_variation",
+    ] = "forward_kl"
+    """What is clipped. The paper's is forward KL."""
     quantile: Literal["mass", "rank"] = "mass"
     """Axis of the quantiles: teacher probability, or the literal rank among all classes."""
     rest: Literal["bucket", "drop", "renormalize"] = "bucket"

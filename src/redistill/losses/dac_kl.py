@@ -1,9 +1,10 @@
-"""DAC-KL: forward KL on the part of the teacher's distribution that a small network chooses to keep.
+"""DAC-KL: a divergence on the part of the teacher's distribution that a small network chooses to keep.
 
 Liu et al., arXiv 2407.10068 (distribution adaptive clipping). The classes lie on the axis [0, 1] from the
 least to the most probable for the teacher; m_k is the share of class k's interval inside [lower, upper], and
-always 1 for the teacher's argmax. What the paper leaves open and we chose is in docs/paper.md. The network
-that chooses the levels is in clip_network.py.
+always 1 for the teacher's argmax. The divergence is forward KL as in the paper, or any other of
+f_divergences.py. What the paper leaves open and we chose is in docs/paper.md. The network that chooses the
+levels is in clip_network.py.
 """
 
 import math
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from redistill.losses.divergences import check_logits, log_probabilities
+from redistill.losses.f_divergences import FDivergence, forward_kl_parts
 from redistill.losses.quantile import Quantile, find_blocks
 
 Rest = Literal["bucket", "drop", "renormalize"]
@@ -22,6 +24,7 @@ Logits = Float[Tensor, "N V"]
 PerToken = Float[Tensor, " N"]
 
 _TINY = torch.finfo(torch.float32).tiny
+_LEAST = 1e-30  # a kept mass that one may divide by: smaller is nothing kept
 
 
 class DacTerms(NamedTuple):
@@ -54,17 +57,19 @@ def dac_kl(
     edge: Edge = "exact",
     keep_target: bool = True,
     sharpness: float = 4.0,
+    parts: FDivergence = forward_kl_parts,
 ) -> PerToken:
     """The clipped divergence of each position, in nats. Computed in fp32; the teacher is detached.
 
-    `lower`, `upper`: [N], 0 <= lower <= upper <= 1; 0 and 1 are wide open, which is forward KL. Both may
+    `lower`, `upper`: [N], 0 <= lower <= upper <= 1; 0 and 1 are wide open, which is D. Both may
     carry a gradient: m's slope is -1 / w and +1 / w, w the length of the block of classes at the edge (classes
     of equal probability share their block equally), and 0 where a level is exactly 0 or 1.
     `quantile`: "mass": class k is w_k = p_k long, so upper - lower is the teacher mass kept; "rank": 1 / V.
+    `parts`: the divergence D = sum g(p, q), class by class (f_divergences.py); forward KL has g = p log(p / q).
     `rest`, what becomes of the clipped classes, with R_p = sum (1 - m) p and R_q = sum (1 - m) q:
-    "bucket": sum m p log(p / q) + R_p log(R_p / R_q), a true KL, between 0 and forward KL, 0 at p = q;
+    "bucket": sum m g(p, q) + g(R_p, R_q), a true divergence, between 0 and D, 0 at p = q;
     "drop": the first term alone (the paper's Eq. 7-8 as we read them; can be negative, 0 at p = q);
-    "renormalize": KL between m p and m q, each divided by its sum (at least 0; 0 at p = q).
+    "renormalize": D of m p and m q, each divided by its sum (at least 0; 0 at p = q).
     `edge`: "exact", or "sigmoid": m = s(log p - log t_lower) s(log t_upper - log p), s the sigmoid with slope
     `sharpness` per nat and t the probability at a level (interpolated; sorts the vocabulary; an ablation).
     `keep_target`: m = 1 for the teacher's argmax (the first one of equals).
@@ -80,6 +85,7 @@ def dac_kl(
         edge=edge,
         keep_target=keep_target,
         sharpness=sharpness,
+        parts=parts,
     ).divergence
 
 
@@ -94,6 +100,7 @@ def dac_terms(
     edge: Edge = "exact",
     keep_target: bool = True,
     sharpness: float = 4.0,
+    parts: FDivergence = forward_kl_parts,
 ) -> DacTerms:
     """`dac_kl` with what it kept; arguments as there."""
     check_logits(student_logits, teacher_logits)
@@ -112,7 +119,7 @@ def dac_terms(
     else:
         m, row, column, moving = _sigmoid_mask(log_p, levels, quantile, keep_target, sharpness)
     clip = _Clip(log_p, p, m, row, column)
-    divergence, mass = _ClippedKL.apply(student_logits, moving, clip, rest)
+    divergence, mass = _Clipped.apply(student_logits, moving, clip, rest, parts)
     return DacTerms(divergence, mass, m.sum(-1))
 
 
@@ -173,52 +180,49 @@ def _sigmoid_mask(
     return m.detach(), row, column, m.reshape(-1)
 
 
-class _ClippedKL(torch.autograd.Function):
+class _Clipped(torch.autograd.Function):
     """(divergence, sum m p) with both gradients in closed form, so that one [N, V] tensor is kept, not ten.
 
-    With z the student's logits, dq_k/dz_j = q_k (1[k = j] - q_j) turns each divergence's gradient into a
-    difference of two vectors of equal sum. Nothing flows to the teacher.
+    With z the student's logits, dq_k/dz_j = q_k (1[k = j] - q_j): only q dg/dq is needed of each class, and of the
+    bucket as of one class more. Nothing flows to the teacher.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, student_logits: Tensor, _moving: Tensor, clip: _Clip, rest: Rest
+        ctx: Any, student_logits: Tensor, _moving: Tensor, clip: _Clip, rest: Rest, parts: FDivergence
     ) -> tuple[Tensor, Tensor]:
         log_p, p, m, row, column = clip
         log_q = log_probabilities(student_logits)
         q = log_q.exp()
-        log_ratio = torch.sub(log_p, log_q, out=log_q)
-        edge_p, edge_q = p[row, column], q[row, column]
-        edge_kept = edge_p * log_ratio[row, column]
-        m_p, m_q = m * p, m * q
-        kept = log_ratio.mul_(m_p).sum(-1, keepdim=True)
-        mass = m_p.sum(-1, keepdim=True)
-        if rest == "drop":
-            value = kept
-            by_logits = q.mul_(mass).sub_(m_p)
-            by_m = edge_kept
-        elif rest == "renormalize":
+        mass = (m * p).sum(-1, keepdim=True)
+        if rest == "renormalize":
             # Nothing kept (possible without the target class): 0, and no gradient.
-            some = mass > 0
-            mass_p, mass_q = mass.clamp(min=_TINY), m_q.sum(-1, keepdim=True).clamp(min=_TINY)
-            value = torch.where(some, kept / mass_p - mass_p.log() + mass_q.log(), 0.0 * kept)
-            by_logits = torch.where(some, m_q.div_(mass_q).sub_(m_p / mass_p), 0.0)
-            by_m = (edge_kept - edge_p * (kept / mass_p + 1)[row, 0]) / mass_p[row, 0]
-            by_m += edge_q / mass_q[row, 0]
-            by_m = torch.where(some[row, 0], by_m, 0.0)
+            safe_p, safe_q = mass.clamp(min=_LEAST), (m * q).sum(-1, keepdim=True).clamp_(min=_LEAST)
+            log_p, log_q = log_p - safe_p.log(), log_q.sub_(safe_q.log())
+            p, q = (torch.where(mass > _LEAST, part, 0.0) for part in (p / safe_p, q.div_(safe_q)))
+        g, by_q = parts(log_p, log_q, p, q)
+        edge, edge_p, edge_q = g[row, column], p[row, column], q[row, column]
+        value, kept_by_q = g.mul_(m).sum(-1, keepdim=True), by_q.mul_(m)
+        total = kept_by_q.sum(-1, keepdim=True)
+        if rest == "drop":
+            by_logits, by_m = kept_by_q.sub_(q.mul_(total)), edge
+        elif rest == "renormalize":
+            by_logits = kept_by_q.sub_(q.mul_(m).mul_(total))
+            by_m = edge - edge_p * (value - total)[row, 0] - edge_q * total[row, 0]
         else:
             # Sums of what is clipped, not 1 - sum of what is kept: that would lose small buckets to rounding.
-            rest_q = torch.sub(q, m_q, out=m_q)
-            bucket_p = torch.sub(p, m_p, out=log_ratio).sum(-1, keepdim=True)
-            bucket_q = rest_q.sum(-1, keepdim=True).clamp(min=_TINY)
-            log_bucket = torch.where(bucket_p > 0, bucket_p.clamp(min=_TINY).log() - bucket_q.log(), 0.0)
-            ratio = bucket_p / bucket_q
-            value = kept + bucket_p * log_bucket
-            by_logits = q.sub_(m_p).sub_(rest_q.mul_(ratio))
-            by_m = edge_kept - edge_p * (log_bucket + 1)[row, 0] + edge_q * ratio[row, 0]
+            clipped = torch.sub(1, m, out=g)
+            bucket_p = (clipped * p).sum(-1, keepdim=True)
+            bucket_q = clipped.mul_(q).sum(-1, keepdim=True)
+            safe_p, safe_q = bucket_p.clamp(min=_TINY), bucket_q.clamp(min=_TINY)
+            bucket_g, bucket_by_q = parts(safe_p.log(), safe_q.log(), bucket_p, bucket_q)
+            value = value + bucket_g
+            slope_p, slope_q = (bucket_g - bucket_by_q) / safe_p, bucket_by_q / safe_q
+            by_logits = kept_by_q.add_(clipped.mul_(slope_q)).sub_(q.mul_(total + bucket_by_q))
+            by_m = edge - edge_p * slope_p[row, 0] - edge_q * slope_q[row, 0]
             # An empty bucket takes in the edge's own classes first: there both slopes cancel.
             by_m = torch.where(bucket_p[row, 0] > 0, by_m, 0.0)
-        ctx.save_for_backward(by_logits, by_m, edge_p, row)
+        ctx.save_for_backward(by_logits, by_m, clip.p[row, column], row)
         ctx.dtype = student_logits.dtype
         return value[:, 0], mass[:, 0]
 
@@ -233,4 +237,4 @@ class _ClippedKL(torch.autograd.Function):
             to_logits = (by_logits * grad_value[:, None]).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             to_moving = by_m * grad_value[row] + edge_p * grad_mass[row]
-        return to_logits, to_moving, None, None
+        return to_logits, to_moving, None, None, None
