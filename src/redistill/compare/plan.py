@@ -17,7 +17,7 @@ from redistill.config_faults import faults
 from redistill.measure import Request, load_sets
 from redistill.methods import Method, find_method, read_methods
 from redistill.prepare import heldout_of
-from redistill.settings import Count, Index, Positive, Settings, Text
+from redistill.settings import Count, DType, Index, Positive, Settings, Text
 from redistill.yaml_lines import YamlError, read_yaml
 
 Seeds = Annotated[tuple[Index, ...], Field(strict=False, min_length=1)]
@@ -57,6 +57,8 @@ class CompareEvaluation(Settings):
     """Only the first so many records; null: all."""
     exposure_prompts: Index = 0
     """On how many prompts excess accumulated error is measured; 0: on none."""
+    dtype: DType | None = None
+    """Number format in which students, start and teacher are measured; null: the recipe's student.dtype."""
 
 
 class CompareJudge(Settings):
@@ -154,7 +156,7 @@ class Plan:
             batch_size=asked.batch_size,
             limit=asked.limit,
             exposure_prompts=asked.exposure_prompts,
-            dtype=config.student.dtype,
+            dtype=asked.dtype or config.student.dtype,
             system=config.data.system,
         )
 

@@ -92,10 +92,11 @@ def _mark(line: Line, name: str) -> str:
 def notes(plan: Plan, lines: Sequence[Line]) -> str:
     """What the marks mean, and what the table cannot tell."""
     tested = [line for line in lines if line.rougeL_p is not None]
-    repeated = "training" if any(line.runs > 1 for line in lines) else "sampling"
+    repeated = any(line.runs > 1 for line in lines)
     text = (
-        f"▲ better, ▼ worse than {plan.baseline} (paired bootstrap over prompts and training seeds, 5 %, Holm over "
-        f"{len(tested)} comparisons); bold: best of the methods; ± over {repeated} seeds."
+        f"▲ better, ▼ worse than {plan.baseline} (paired bootstrap over prompts"
+        f"{' and training seeds' if repeated else ''}, 5 %, Holm over {len(tested)} comparisons); bold: best of the "
+        f"methods; ± over {'training' if repeated else 'sampling'} seeds; measured in {plan.request.dtype}."
     )
     unclear = [line for line in tested if (line.rougeL_p or 0) > LEVEL and line.rougeL_needs_prompts]
     if unclear:
