@@ -24,8 +24,9 @@ from redistill.evaluation.score import (
     share_cut,
     summarize,
 )
-from redistill.generate import Sampling, generate
+from redistill.generate import generate
 from redistill.sample import Sample
+from redistill.sampling import Sampling
 
 TOKENIZER = tiny_tokenizer()
 QUESTIONS = (

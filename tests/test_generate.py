@@ -11,7 +11,8 @@ from table_models import table, table_model
 from tiny import EOS_ID, VOCAB, tiny_gpt2, tiny_llama, tiny_opt, tiny_qwen2
 from torch import nn
 
-from redistill.generate import Sampling, filter_logits, generate, sample
+from redistill.generate import generate
+from redistill.sampling import Sampling, filter_logits, sample
 
 GREEDY = Sampling(temperature=0.0)
 NO_EOS: frozenset[int] = frozenset()

@@ -9,7 +9,8 @@ from tiny import EOS_ID, tiny_llama
 
 from redistill.evaluation import answers as answers_module
 from redistill.evaluation.kept import KeptLines, fingerprint, settings_path
-from redistill.generate import Sampling, generate
+from redistill.generate import generate
+from redistill.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import torch
 from table_models import table, table_model
 from tiny import tiny_llama
 
-from redistill.generate import Sampling, generate, mixed_logits
+from redistill.generate import generate
+from redistill.sampling import Sampling, mixed_logits
 
 STUDENT = table({0: {1: 0.9, 2: 0.1}, 1: {2: 0.5, 3: 0.5}, 2: {0: 1.0}, 3: {3: 1.0}}, 4).clamp(min=1e-9)
 TEACHER = table({0: {2: 0.8, 3: 0.2}, 1: {0: 1.0}, 2: {0: 0.5, 1: 0.5}, 3: {0: 1.0}}, 4).clamp(min=1e-9)

@@ -8,8 +8,8 @@ import torch
 from redistill.config import PolicySettings
 from redistill.losses import policy_gradient, reverse_kl
 from redistill.policy import rewards_to_go, with_advantages
-from redistill.revision import Score
 from redistill.sample import Sample
+from redistill.scoring import Score
 
 V, T = 3, 3
 

@@ -13,10 +13,14 @@ import pytest
 import torch
 from table_models import table, table_model
 from tiny import EOS_ID, VOCAB, tiny_gpt2, tiny_llama
+from transformers import MistralConfig, MistralForCausalLM
 
-from redistill.generate import Sampling
-from redistill.revision import Score, find_error, revise_samples, score
+from redistill import scoring
+from redistill.generate import can_be_cut
+from redistill.revision import find_error, revise_samples
 from redistill.sample import Sample
+from redistill.sampling import Sampling
+from redistill.scoring import Score, score
 
 END, WORDS = 7, 8
 GREEDY = Sampling(temperature=0.0)
@@ -173,8 +177,8 @@ def test_only_rows_that_differ_are_written_anew_in_one_call():
     )
     agreed = replace(TEXT, response=(1, 2, 5, 6, 3))
     revise((student, teacher), [agreed, TEXT, agreed, replace(TEXT, response=(1, 2, END))])
-    # The first row has only the end to say, the second "6 <end>".
-    assert read == [(2, 7), (1, 1)]
+    # Nothing that scoring has read is read again. The first row has only the end to say, the second "6 <end>".
+    assert read == [(2, 1), (1, 1)]
 
 
 def rollouts() -> list[Sample]:
@@ -268,6 +272,40 @@ def test_a_batch_of_one_equals_the_row_in_a_batch_of_many_when_greedy():
             assert [(e.position, e.before) for e in single.edits] == [
                 (e.position, e.before) for e in row.edits
             ]
+
+
+@pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
+def test_writing_on_from_what_was_read_equals_reading_it_again(family, monkeypatch):
+    pair = family(VOCAB, seed=1), family(VOCAB, seed=2)
+    options = {
+        "rounds": 3,
+        "teacher_token": "sample",
+        "sampling": Sampling(),
+        "limit": 24,
+        "vocabulary": VOCAB,
+    }
+    options["eos"] = frozenset({EOS_ID})
+    on = revise(pair, rollouts(), **options)
+    monkeypatch.setattr(scoring, "can_be_cut", lambda _: False)
+    anew = revise(pair, rollouts(), **options)
+    assert [each.response for each in on] == [each.response for each in anew]
+    assert sum(len(each.edits) for each in on) > len(on)
+
+
+def test_a_sliding_window_has_forgotten_what_a_cut_would_need():
+    config = MistralConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=6, pad_token_id=0, bos_token_id=1, eos_token_id=EOS_ID,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MistralForCausalLM(config).eval()
+    ids = torch.arange(10)[None]
+    cache = model(input_ids=ids, use_cache=True).past_key_values
+    assert not can_be_cut(cache)
+    assert can_be_cut(tiny_llama(VOCAB)(input_ids=ids, use_cache=True).past_key_values)
+    options = {"limit": 24, "vocabulary": VOCAB, "eos": frozenset({EOS_ID})}
+    kept = revise((model, tiny_llama(VOCAB)), rollouts(), **options)
+    assert all(each.response[: e.position] == e.before[: e.position] for each in kept for e in each.edits)
 
 
 def test_chunks_bound_the_logits_modes_are_kept_and_padded_rows_left_out():

@@ -27,13 +27,15 @@ from redistill.evaluation.results import SetRecord, made_with, peak_memory_bytes
 from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked
 from redistill.evaluation.tasks import TaskScore, run_tasks
-from redistill.generate import Sampling, generate
+from redistill.generate import generate
 from redistill.loading import best_device
 from redistill.measure import Place, Request, SetBench, load_sets, record_of, to_samples
 from redistill.models import ends_of, load_model, load_tokenizer, shared_vocabulary
-from redistill.revision import Score, revise_samples, score
+from redistill.revision import revise_samples
 from redistill.runlog import write_whole
 from redistill.sample import Example, Sample
+from redistill.sampling import Sampling
+from redistill.scoring import Score, score
 
 TeacherToken = Literal["sample", "argmax"]
 

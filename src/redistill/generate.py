@@ -6,7 +6,6 @@ random numbers only: neither on its neighbours nor on how the prompts were cut i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,36 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How one token is drawn from a model's logits.
-
-    temperature: the logits are divided by it; 0 takes the most probable token and ignores the rest.
-    top_p: the smallest set of most probable tokens whose mass reaches `top_p`; 1 keeps all.
-    top_k: the `top_k` most probable tokens, with all that tie with the last of them; 0 keeps all.
-    min_p: the tokens at least `min_p` times as probable as the most probable one; 0 keeps all.
-    Applied in the order temperature, top_k, top_p (of what top_k left), min_p.
-    Errors: ValueError for a value out of range.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: give 0 (greedy) or a positive number.")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ValueError(
-                f"top_p is {self.top_p}: give a number over 0 and at most 1 (1 keeps all tokens)."
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: give 0 (keeps all tokens) or a positive number.")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p is {self.min_p}: give a number from 0 (keeps all tokens) to 1.")
+from redistill.sampling import Sampling, mixed_logits, sample
 
 
 @dataclass(frozen=True)
@@ -58,6 +30,16 @@ class Decoding:
     cache: Any
     mask: Tensor
     position: Tensor
+
+    def cut(self, lengths: Tensor) -> Decoding:
+        """Forget all but the first `lengths` tokens of each row. For rows that are padded on the right: there a
+        token's column is its position. The cache is cut to the longest row; in the others the mask hides the rest.
+        """
+        longest = int(lengths.max())
+        if longest < self.mask.shape[1]:
+            self.cache.crop(longest - self.mask.shape[1])  # a negative number: what to forget
+        column = torch.arange(longest, device=lengths.device)
+        return Decoding(self.cache, (column < lengths[:, None]).long(), lengths)
 
 
 @contextmanager
@@ -74,46 +56,6 @@ def answering(model: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
-
-
-def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Set to -inf what `top_k`, `top_p` and `min_p` leave out; the most probable token always stays.
-
-    logits: [B, V], already divided by the temperature. Returns [B, V]. Temperature itself is not looked at.
-    """
-    if 0 < sampling.top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
-    if sampling.top_p < 1.0:
-        ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-        mass = ordered.softmax(dim=-1)
-        more_probable = mass.cumsum(dim=-1) - mass
-        out = more_probable >= sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, ids, out), -torch.inf)
-    if sampling.min_p > 0.0:
-        probability = logits.softmax(dim=-1)
-        bar = sampling.min_p * probability.amax(dim=-1, keepdim=True)
-        logits = logits.masked_fill(probability < bar, -torch.inf)
-    return logits
-
-
-def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """One token a row by the inverse of the cumulative distribution, in fp32.
-
-    logits: [B, V] of any dtype. uniform: [B] in [0, 1), one number a row (not looked at when greedy).
-    Returns [B] ids: the first id at which the cumulative mass of the filtered distribution exceeds `uniform`.
-    """
-    logits = logits.float()
-    if sampling.temperature == 0.0:
-        return logits.argmax(dim=-1)
-    probability = filter_logits(logits / sampling.temperature, sampling).softmax(dim=-1)
-    cumulative = probability.cumsum(dim=-1)
-    level = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
-    # A level that rounding put past the last token or on one that was filtered out belongs to no token, nor
-    # do logits that are not numbers; an id that exists is returned all the same.
-    possible = probability.gather(-1, chosen) > 0
-    return torch.where(possible, chosen, probability.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def prefill(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Decoding]:
@@ -136,6 +78,11 @@ def decode_one_token(model: nn.Module, tokens: Tensor, state: Decoding) -> tuple
     """Append one token [B] to each row. Returns the logits of the next one [B, V] and the new state."""
     mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=-1)
     return _forward(model, tokens[:, None], mask, state.position[:, None], state.cache)
+
+
+def can_be_cut(cache: Any) -> bool:
+    """Whether every layer of the cache holds every token: those of a sliding window or a linear attention do not."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def select_rows(state: Decoding, rows: Tensor) -> Decoding:
@@ -191,7 +138,7 @@ def generate(
                 model,
                 [prompts[row] for row in rows],
                 [limits[row] for row in rows],
-                uniforms[rows],
+                uniforms[rows].to(next(model.parameters()).device),
                 sampling=sampling,
                 eos=eos,
                 vocabulary=vocabulary,
@@ -221,18 +168,53 @@ def _generate_batch(
     vocabulary: int | None,
     partner: tuple[nn.Module, float] | None,
 ) -> list[list[int]]:
-    answers: list[list[int]] = [[] for _ in prompts]
     different = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
     models = [model, *([partner[0]] if partner else [])]
-    logits, states = _apart([prefill(each, list(different)) for each in models], vocabulary)
-    uniforms = uniforms.to(logits[0].device)
+    read = [prefill(each, list(different)) for each in models]
     if len(different) < len(prompts):
-        copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=logits[0].device)
-        logits, states = [each[copies] for each in logits], [select_rows(each, copies) for each in states]
-    rows = list(range(len(prompts)))
+        copies = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=uniforms.device)
+        read = [(logits[copies], select_rows(state, copies)) for logits, state in read]
+    return _write(
+        models, read, limits, uniforms, sampling, eos, vocabulary, share=partner[1] if partner else 0.0
+    )
+
+
+def go_on(
+    model: nn.Module,
+    tokens: Tensor,
+    state: Decoding,
+    *,
+    limits: list[int],
+    uniforms: Tensor,
+    sampling: Sampling,
+    eos: frozenset[int],
+    vocabulary: int | None = None,
+) -> list[list[int]]:
+    """What the model writes behind `state` and one given token [B] a row; the rest as in `generate`.
+
+    limits: at least 1 each. The state is used up. To be called inside `answering`.
+    """
+    read = decode_one_token(model, tokens, state)
+    return _write([model], [read], limits, uniforms.to(tokens.device), sampling, eos, vocabulary)
+
+
+def _write(
+    models: list[nn.Module],
+    read: list[tuple[Tensor, Decoding]],
+    limits: list[int],
+    uniforms: Tensor,
+    sampling: Sampling,
+    eos: frozenset[int],
+    vocabulary: int | None,
+    share: float = 0.0,
+) -> list[list[int]]:
+    """Token by token from what the models have `read`, until every row has ended or is at its limit."""
+    answers: list[list[int]] = [[] for _ in limits]
+    logits, states = _apart(read, vocabulary)
+    rows = list(range(len(limits)))
     writing = set(rows)
     for step in range(max(limits)):
-        together = mixed_logits(*logits, partner[1]) if partner else logits[0]
+        together = mixed_logits(*logits, share) if share else logits[0]
         tokens = sample(together, uniforms[rows, step], sampling)
         for row, token in zip(rows, tokens.tolist(), strict=True):
             if row not in writing:
@@ -251,12 +233,6 @@ def _generate_batch(
         read = [decode_one_token(each, tokens, state) for each, state in zip(models, states, strict=True)]
         logits, states = _apart(read, vocabulary)
     return answers
-
-
-def mixed_logits(logits: Tensor, partner_logits: Tensor, share: float) -> Tensor:
-    """log((1 - share) * softmax(logits) + share * softmax(partner_logits)), [B, V] in fp32; share in (0, 1)."""
-    own = logits.float().log_softmax(dim=-1) + math.log1p(-share)
-    return torch.logaddexp(own, partner_logits.to(own).log_softmax(dim=-1) + math.log(share))
 
 
 def _apart(

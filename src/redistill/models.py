@@ -35,6 +35,7 @@ __all__ = [
     "load_tokenizer",
     "parameter_count",
     "plain_model",
+    "read_all",
     "shared_vocabulary",
 ]
 
@@ -133,15 +134,25 @@ def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, s
     column), on the same device. Returns [N, H] in the model's dtype, with gradients where they are enabled.
     Row n predicts the token that follows position select[n].
     """
+    return read_all(model, input_ids, attention_mask, select, use_cache=False)[0]
+
+
+def read_all(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Tensor, use_cache: bool = True
+) -> tuple[Tensor, Any]:
+    """`hidden_states`, and the key/value cache of all columns; None if it is not wanted or the model keeps none."""
     inner = plain_model(model)
     decoder = inner.base_model
     if decoder is inner:
         raise ValueError(
             f"{type(inner).__name__} has no decoder of its own: a causal language model is needed."
         )
-    output = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, return_dict=True)
+    output = decoder(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, return_dict=True
+    )
     hidden = output.last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1]).index_select(0, select)
+    selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, select)
+    return selected, output.get("past_key_values") if use_cache else None
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from redistill.config import PolicySettings
-from redistill.revision import Score
 from redistill.sample import Sample
+from redistill.scoring import Score
 
 
 def with_advantages(

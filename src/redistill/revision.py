@@ -6,79 +6,17 @@ teacher's token takes the place of the student's, and the student writes on from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from redistill.generate import Sampling, answering, generate, sample
-from redistill.models import Head, head_of, hidden_states
+from redistill.generate import Decoding, answering, draw_uniforms, generate, go_on, select_rows
 from redistill.sample import Edit, Sample
-
-TeacherToken = Literal["sample", "argmax"]
-
-
-@dataclass(frozen=True)
-class Score:
-    """What teacher and student think of one response of `T` tokens; CPU tensors of shape [T].
-
-    kl: d_i = KL(p_i || q_i) in nats, fp32, at least 0; 0 where the two distributions are the same.
-    teacher_token: t_i, the token of the teacher at the position, given the response before it.
-    teacher_log_likelihood, student_log_likelihood: log p_i(y_i) and log q_i(y_i) in nats, of the response's own
-        tokens.
-    """
-
-    kl: Tensor
-    teacher_token: Tensor
-    teacher_log_likelihood: Tensor
-    student_log_likelihood: Tensor
-
-
-def score(
-    student: nn.Module,
-    teacher: nn.Module,
-    samples: Sequence[Sample],
-    *,
-    vocabulary: int,
-    teacher_token: TeacherToken,
-    generator: torch.Generator | None,
-    temperature: float = 1.0,
-    batch_size: int,
-    chunk: int = 256,
-) -> list[Score]:
-    """Compare student and teacher at every response position: one `Score` a sample, in order. No gradients.
-
-    vocabulary: the number of ids that both models share.
-    teacher_token: "sample" draws t_i from p_i at `temperature` (which touches nothing else), with one uniform
-        number per position taken from `generator` beforehand; "argmax" takes the most probable one.
-    batch_size: the most samples read at once. chunk: positions whose logits exist at once, so that memory is
-        about 4 * chunk * vocabulary numbers of 4 bytes, whatever the batch.
-    Errors: ValueError for an empty prompt (nothing then predicts the first token) and a batch size under 1.
-    """
-    _check_samples(samples, batch_size)
-    how = Sampling(temperature=temperature if teacher_token == "sample" else 0.0)
-    lengths = [len(each.response) for each in samples]
-    uniform = torch.zeros(sum(lengths))
-    if how.temperature > 0:
-        on = "cpu" if generator is None else generator.device
-        uniform = torch.rand(sum(lengths), generator=generator, device=on)
-    uniforms = uniform.split(lengths)
-    heads = head_of(student, vocabulary), head_of(teacher, vocabulary)
-    nothing = torch.empty(0)
-    scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
-    with answering(student), answering(teacher):
-        for rows in _batches(samples, batch_size):
-            batch = [samples[row] for row in rows]
-            hidden = _response_states(student, batch), _response_states(teacher, batch)
-            said = torch.tensor([token for each in batch for token in each.response])
-            found = _compare(
-                hidden, heads, said, torch.cat([uniforms[row] for row in rows]), how=how, chunk=chunk
-            )
-            for row, part in zip(rows, _split(found, [lengths[row] for row in rows]), strict=True):
-                scores[row] = part
-    return scores
+from redistill.sampling import Sampling
+from redistill.scoring import Score, TeacherToken, check_samples, position_uniforms, scored
 
 
 def find_error(score: Score, response: Sequence[int], start: int) -> int | None:
@@ -121,34 +59,83 @@ def revise_samples(
     Errors: ValueError for `rounds` under 0, `max_completion_length` under 1, and those of `score`.
     """
     _check_settings(rounds, max_completion_length)
-    revised = list(samples)
-    start = dict.fromkeys(range(len(samples)), 0)
+    check_samples(samples, batch_size)
+    how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
+    writing = Writing(student, sampling, eos, vocabulary, max_completion_length)
+    revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
+    start = {row: 0 for row, each in enumerate(samples) if each.response}
     for _ in range(rounds):
-        scores = score(
-            student,
-            teacher,
-            [_cut(revised[row], max_completion_length) for row in start],
-            vocabulary=vocabulary,
-            teacher_token=teacher_token,
-            generator=generator,
-            batch_size=batch_size,
-        )
-        corrected = _correct_rows(revised, start, scores)
-        unfinished = [row for row in corrected if revised[row].response[-1] not in eos]
-        tails = generate(
-            student,
-            [revised[row].prompt + revised[row].response for row in unfinished],
-            limits=[max_completion_length - corrected[row] for row in unfinished],
-            sampling=sampling,
-            eos=eos,
-            generator=generator,
-            batch_size=batch_size,
-            vocabulary=vocabulary,
-        )
-        for row, tail in zip(unfinished, tails, strict=True):
-            revised[row] = replace(revised[row], response=revised[row].response + tail)
-        start = {row: first for row, first in corrected.items() if first < len(revised[row].response)}
+        looked_at, behind = list(start), {}
+        cut = [_cut(revised[row], max_completion_length) for row in looked_at]
+        # All random numbers come first, so that the cut into batches changes none.
+        teachers = position_uniforms(cut, how, generator)
+        own = draw_uniforms(len(cut), max_completion_length, sampling, generator)
+        for places, scores, state in scored(
+            student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True
+        ):
+            rows = [looked_at[place] for place in places]
+            corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
+            _write_on(writing, revised, corrected, rows, state, own[places])
+            behind |= corrected
+        start = {
+            row: behind[row] for row in looked_at if behind.get(row, math.inf) < len(revised[row].response)
+        }
     return revised
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the student writes; limit: the most tokens of a whole response."""
+
+    student: nn.Module
+    sampling: Sampling
+    eos: frozenset[int]
+    vocabulary: int
+    limit: int
+
+
+def _write_on(
+    writing: Writing,
+    revised: list[Sample],
+    corrected: dict[int, int],
+    rows: list[int],
+    state: Decoding | None,
+    uniforms: Tensor,
+) -> None:
+    """The student goes on behind each correction, from what it has read already (`state`, row by row as `rows`)."""
+    places = [
+        place
+        for place, row in enumerate(rows)
+        if row in corrected
+        and corrected[row] < writing.limit
+        and revised[row].response[-1] not in writing.eos
+    ]
+    if not places:
+        return
+    unfinished = [rows[place] for place in places]
+    prefixes = [revised[row].prompt + revised[row].response for row in unfinished]
+    limits = [writing.limit - corrected[row] for row in unfinished]
+    how = {"sampling": writing.sampling, "eos": writing.eos, "vocabulary": writing.vocabulary}
+    if state is None:
+        tails = generate(
+            writing.student,
+            prefixes,
+            limits=limits,
+            uniforms=uniforms[places],
+            generator=None,
+            batch_size=len(rows),
+            **how,
+        )
+    else:
+        device = state.position.device
+        # The teacher's token is the first that was not read.
+        kept = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=device)
+        tokens = torch.tensor([prefix[-1] for prefix in prefixes], device=device)
+        state = select_rows(state, torch.tensor(places, device=device)).cut(kept)
+        with answering(writing.student):
+            tails = go_on(writing.student, tokens, state, limits=limits, uniforms=uniforms[places], **how)
+    for row, tail in zip(unfinished, tails, strict=True):
+        revised[row] = replace(revised[row], response=(*revised[row].response, *tail))
 
 
 def _correct_rows(revised: list[Sample], start: dict[int, int], scores: list[Score]) -> dict[int, int]:
@@ -177,70 +164,6 @@ def _correct(sample: Sample, score: Score, position: int) -> Sample:
     )
     kept = (*sample.response[:position], replacement)
     return replace(sample, response=kept, edits=(*sample.edits, edit), agreed=False)
-
-
-def _compare(
-    hidden: tuple[Tensor, Tensor],
-    heads: tuple[Head, Head],
-    said: Tensor,
-    uniform: Tensor,
-    *,
-    how: Sampling,
-    chunk: int,
-) -> Score:
-    """`Score` of all N positions of a batch; logits exist for `chunk` positions at a time."""
-    device = hidden[0].device
-    said, uniform = said.to(device), uniform.to(device)
-    parts = []
-    for at in range(0, len(said), chunk):
-        cut = slice(at, at + chunk)
-        q = heads[0].logits(hidden[0][cut]).float().log_softmax(dim=-1)
-        logits = heads[1].logits(hidden[1][cut]).to(device).float()
-        token = sample(logits, uniform[cut], how)
-        p = logits.log_softmax(dim=-1)
-        likelihoods = [each.gather(-1, said[cut, None]).squeeze(-1) for each in (p, q)]
-        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        parts.append([each.cpu() for each in (kl, token, *likelihoods)])
-    return Score(*(torch.cat(each) for each in zip(*parts, strict=True)))
-
-
-def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
-    fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood, whole.student_log_likelihood)
-    return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
-
-
-def _response_states(model: nn.Module, batch: list[Sample]) -> Tensor:
-    """Hidden states [N, H] that predict the batch's N response tokens, row after row."""
-    device = next(model.parameters()).device
-    rows = [each.prompt + each.response for each in batch]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    select = torch.cat(
-        [
-            torch.arange(row * width + len(each.prompt) - 1, row * width + len(rows[row]) - 1)
-            for row, each in enumerate(batch)
-        ]
-    )
-    return hidden_states(model, ids, mask, select.to(device))
-
-
-def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
-    """Indices of the samples that have a response, in batches of like length, the longest first."""
-    rows = [row for row, each in enumerate(samples) if each.response]
-    rows.sort(key=lambda row: -len(samples[row].prompt) - len(samples[row].response))
-    return (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
-
-
-def _check_samples(samples: Sequence[Sample], batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: give 1 or more.")
-    for row, each in enumerate(samples):
-        if not each.prompt and each.response:
-            where = f" ({each.source})" if each.source else ""
-            raise ValueError(
-                f"Sample {row}{where} has no prompt tokens: give at least a begin-of-text token."
-            )
 
 
 def _cut(sample: Sample, length: int) -> Sample:

@@ -14,11 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from redistill.config import Config, RevisionSettings, RolloutSettings
-from redistill.generate import Sampling, generate
+from redistill.generate import generate
 from redistill.policy import with_advantages
 from redistill.replay import ReplayBuffer, ShareSchedule
-from redistill.revision import revise_samples, score
+from redistill.revision import revise_samples
 from redistill.sample import Sample
+from redistill.sampling import Sampling
+from redistill.scoring import score
 
 
 @dataclass(frozen=True)

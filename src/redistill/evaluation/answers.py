@@ -20,9 +20,10 @@ from redistill.chat import decode_response
 from redistill.evaluation.kept import KeptLines, digest
 from redistill.evaluation.rouge import RougeL
 from redistill.evaluation.score import exactly
-from redistill.generate import Sampling, generate
+from redistill.generate import generate
 from redistill.runlog import read
 from redistill.sample import Sample
+from redistill.sampling import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -81,7 +81,7 @@ def answer_divergences(
     batch_size: int,
 ) -> list[list[float]]:
     """KL(p || q) in nats at each position of each answer, whoever wrote it, at temperature 1. No gradients."""
-    from redistill.revision import score
+    from redistill.scoring import score
 
     scores = score(
         student,

@@ -12,9 +12,9 @@ from torch import Tensor
 from redistill.evaluation.answers import Tell
 from redistill.evaluation.exposure import Curve, answer_divergences, excess_error
 from redistill.evaluation.kept import Keep, digest, fingerprint
-from redistill.revision import score
 from redistill.runlog import write_whole
 from redistill.sample import Sample
+from redistill.scoring import score
 
 if TYPE_CHECKING:
     from pathlib import Path

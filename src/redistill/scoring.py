@@ -1,0 +1,170 @@
+"""What teacher and student think of given responses, position by position: the ground that SCRG stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from redistill.generate import Decoding, answering, can_be_cut, draw_uniforms
+from redistill.models import Head, head_of, read_all
+from redistill.sample import Sample
+from redistill.sampling import Sampling, sample
+
+TeacherToken = Literal["sample", "argmax"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What teacher and student think of one response of `T` tokens; CPU tensors of shape [T].
+
+    kl: d_i = KL(p_i || q_i) in nats, fp32, at least 0; 0 where the two distributions are the same.
+    teacher_token: t_i, the token of the teacher at the position, given the response before it.
+    teacher_log_likelihood, student_log_likelihood: log p_i(y_i) and log q_i(y_i) in nats, of the response's own
+        tokens.
+    """
+
+    kl: Tensor
+    teacher_token: Tensor
+    teacher_log_likelihood: Tensor
+    student_log_likelihood: Tensor
+
+
+def score(
+    student: nn.Module,
+    teacher: nn.Module,
+    samples: Sequence[Sample],
+    *,
+    vocabulary: int,
+    teacher_token: TeacherToken,
+    generator: torch.Generator | None,
+    temperature: float = 1.0,
+    batch_size: int,
+    chunk: int = 256,
+) -> list[Score]:
+    """Compare student and teacher at every response position: one `Score` a sample, in order. No gradients.
+
+    vocabulary: the number of ids that both models share.
+    teacher_token: "sample" draws t_i from p_i at `temperature` (which touches nothing else), with one uniform
+        number per position taken from `generator` beforehand; "argmax" takes the most probable one.
+    batch_size: the most samples read at once. chunk: positions whose logits exist at once, so that memory is
+        about 4 * chunk * vocabulary numbers of 4 bytes, whatever the batch.
+    Errors: ValueError for an empty prompt (nothing then predicts the first token) and a batch size under 1.
+    """
+    check_samples(samples, batch_size)
+    how = Sampling(temperature=temperature if teacher_token == "sample" else 0.0)
+    uniforms = position_uniforms(samples, how, generator)
+    nothing = torch.empty(0)
+    scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
+    for rows, found, _ in scored(
+        student, teacher, samples, vocabulary, how, uniforms, batch_size, chunk=chunk
+    ):
+        for row, each in zip(rows, found, strict=True):
+            scores[row] = each
+    return scores
+
+
+def position_uniforms(
+    samples: Sequence[Sample], how: Sampling, generator: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """One number in [0, 1) for every response position, sample by sample, drawn in one call."""
+    lengths = [len(each.response) for each in samples]
+    drawn = draw_uniforms(1, sum(lengths), how, generator)[0]
+    return drawn.split(lengths)
+
+
+def scored(
+    student: nn.Module,
+    teacher: nn.Module,
+    samples: Sequence[Sample],
+    vocabulary: int,
+    how: Sampling,
+    uniforms: Sequence[Tensor],
+    batch_size: int,
+    *,
+    chunk: int = 256,
+    keep: bool = False,
+) -> Iterator[tuple[list[int], list[Score], Decoding | None]]:
+    """Batch by batch: which samples, their scores, and (if `keep`, where it can be cut) what the student has read."""
+    heads = head_of(student, vocabulary), head_of(teacher, vocabulary)
+    with answering(student), answering(teacher):
+        for rows in _batches(samples, batch_size):
+            batch = [samples[row] for row in rows]
+            hidden, state = _read(student, batch, keep)
+            seen, _ = _read(teacher, batch, False)
+            said = torch.tensor([token for each in batch for token in each.response])
+            drawn = torch.cat([uniforms[row] for row in rows])
+            found = _compare((hidden, seen), heads, said, drawn, how=how, chunk=chunk)
+            yield rows, list(_split(found, [len(each.response) for each in batch])), state
+
+
+def _compare(
+    hidden: tuple[Tensor, Tensor],
+    heads: tuple[Head, Head],
+    said: Tensor,
+    uniform: Tensor,
+    *,
+    how: Sampling,
+    chunk: int,
+) -> Score:
+    """`Score` of all N positions of a batch; logits exist for `chunk` positions at a time."""
+    device = hidden[0].device
+    said, uniform = said.to(device), uniform.to(device)
+    parts = []
+    for at in range(0, len(said), chunk):
+        cut = slice(at, at + chunk)
+        q = heads[0].logits(hidden[0][cut]).float().log_softmax(dim=-1)
+        logits = heads[1].logits(hidden[1][cut]).to(device).float()
+        token = sample(logits, uniform[cut], how)
+        p = logits.log_softmax(dim=-1)
+        likelihoods = [each.gather(-1, said[cut, None]).squeeze(-1) for each in (p, q)]
+        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
+        parts.append([each.cpu() for each in (kl, token, *likelihoods)])
+    return Score(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
+    fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood, whole.student_log_likelihood)
+    return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
+
+
+def _read(model: nn.Module, batch: list[Sample], keep: bool) -> tuple[Tensor, Decoding | None]:
+    """Hidden states [N, H] that predict the batch's N response tokens, row after row; and what was read, if `keep`
+    and if it can be cut."""
+    device = next(model.parameters()).device
+    rows = [each.prompt + each.response for each in batch]
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    select = torch.cat(
+        [
+            torch.arange(row * width + len(each.prompt) - 1, row * width + len(rows[row]) - 1)
+            for row, each in enumerate(batch)
+        ]
+    )
+    hidden, cache = read_all(model, ids, mask, select.to(device), use_cache=keep)
+    if cache is None or not can_be_cut(cache):
+        return hidden, None
+    return hidden, Decoding(cache, mask, mask.sum(dim=-1))
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+    """Indices of the samples that have a response, in batches of like length, the longest first."""
+    rows = [row for row, each in enumerate(samples) if each.response]
+    rows.sort(key=lambda row: -len(samples[row].prompt) - len(samples[row].response))
+    return (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
+
+
+def check_samples(samples: Sequence[Sample], batch_size: int) -> None:
+    """ValueError for a response without a prompt (nothing predicts its first token), and a batch size under 1."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: give 1 or more.")
+    for row, each in enumerate(samples):
+        if not each.prompt and each.response:
+            where = f" ({each.source})" if each.source else ""
+            raise ValueError(
+                f"Sample {row}{where} has no prompt tokens: give at least a begin-of-text token."
+            )
