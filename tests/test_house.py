@@ -38,6 +38,7 @@ ORDER = [
     "batch",
     "rows",
     "losses",
+    "projection",
     "objective",
     "steplog",
     "runlog",

@@ -12,6 +12,7 @@ from redistill import DistillTrainer, Sample
 from redistill.bad_steps import NotFinite
 from redistill.checkpoint import latest
 from redistill.config import Config
+from redistill.losses.chunked import Part
 from redistill.models import load_model
 from redistill.runlog import read
 
@@ -158,14 +159,17 @@ def test_checkpoint_is_a_plain_model_and_only_the_newest_stay(whole):
         assert torch.equal(a, b)
 
 
+def spoilt(part: Part, factor: float) -> Part:
+    return part._replace(loss=part.loss * factor, by_logits=part.by_logits * factor)
+
+
 def test_a_step_that_is_not_finite_updates_nothing_and_three_stop_the_run(tmp_path):
     run = trainer(recipe(tmp_path, rollout={"lmbda": 0.0, "schedule": "constant"}))
     forward, calls = run.objective.forward, []
 
     def poisoned(*args):
-        loss, stats = forward(*args)
         calls.append(run.state.global_step)
-        return (loss * float("nan") if run.state.global_step in poison else loss), stats
+        return spoilt(forward(*args), float("nan") if run.state.global_step in poison else 1.0)
 
     run.objective.forward = poisoned
     poison = {1}
@@ -185,7 +189,7 @@ def test_a_step_that_is_not_finite_updates_nothing_and_three_stop_the_run(tmp_pa
     stopped = trainer(recipe(tmp_path / "stopped", rollout={"lmbda": 0.0, "schedule": "constant"}))
     start = [p.detach().clone() for p in stopped.pair.student.parameters()]
     whole_forward = stopped.objective.forward
-    stopped.objective.forward = lambda *a: (whole_forward(*a)[0] * float("inf"), whole_forward(*a)[1])
+    stopped.objective.forward = lambda *a: spoilt(whole_forward(*a), float("inf"))
     with pytest.raises(NotFinite, match=r"3 steps in a row.*none yet|3 steps in a row.*checkpoint-2"):
         stopped.train()
     assert all(torch.equal(a, b) for a, b in zip(start, stopped.pair.student.parameters(), strict=True))

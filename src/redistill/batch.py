@@ -18,6 +18,9 @@ from torch import Tensor
 
 from redistill.sample import Sample
 
+# Positions in a slice as a batch is cut; whoever goes through them may join neighbours.
+SLICE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -87,7 +90,7 @@ def split_by_length(rows: Sequence[Row], parts: int) -> list[list[Row]]:
     return [ordered[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
 
 
-def collate(rows: Sequence[Row], pad_id: int, slice_size: int) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE) -> Batch:
     """Pad `rows` on the right into one batch; rows with an empty response or no term are left out.
 
     slice_size: the most positions in one slice, exceeded only where one phrase is longer.
@@ -141,6 +144,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         for name in ("input_ids", "attention_mask", "select", "targets", "spans", "behaviour", "advantages")
     }
     return Batch(**{**batch, **moved})
+
+
+def joined(slices: Sequence[Slice], size: int) -> list[Slice]:
+    """Neighbouring slices of one group as one, as long as it has at most `size` positions."""
+    found: list[Slice] = []
+    for each in slices:
+        last = found[-1] if found else None
+        if last is not None and last[2:] == each[2:] and each.stop - last.start <= size:
+            found[-1] = last._replace(stop=each.stop)
+        else:
+            found.append(each)
+    return found
 
 
 def _slices(groups: list[tuple[int, bool, bool]], spans: list[int], size: int) -> list[Slice]:

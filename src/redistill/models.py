@@ -57,12 +57,15 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] hidden states -> [n, vocabulary] logits in the head's dtype, gradients to both sides."""
-        logits = self.module(hidden)[..., : self.vocabulary]
+        return self.finish(self.module(hidden)[..., : self.vocabulary])
+
+    def finish(self, projected: Tensor) -> Tensor:
+        """What the module gave, scaled and capped."""
         if self.scale != 1.0:
-            logits = logits * self.scale
+            projected = projected * self.scale
         if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+            projected = torch.tanh(projected / self.softcap) * self.softcap
+        return projected
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are trained: tied embeddings, a LoRA on the head, or none (frozen teacher)."""

@@ -16,36 +16,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from redistill.batch import Batch, Counts, Row, collate
+from redistill.batch import Batch, Counts, joined
 from redistill.config import ObjectiveSettings
 from redistill.losses import (
     ClipNetwork,
     adaptive_kl,
     alpha_beta,
-    cross_entropy,
-    dac_terms,
     forward_kl,
     jensen_shannon,
     policy_gradient,
     reverse_kl,
     skewed_forward_kl,
     skewed_reverse_kl,
-    span_correlation,
     todi,
     total_variation,
 )
-from redistill.losses.chunked import Stats, chunked
-from redistill.losses.f_divergences import (
-    FDivergence,
-    forward_kl_parts,
-    jensen_shannon_parts,
-    reverse_kl_parts,
-    skewed_forward_kl_parts,
-    skewed_reverse_kl_parts,
-    total_variation_parts,
-)
-from redistill.models import Head, head_of, hidden_states
-from redistill.sample import Sample
+from redistill.losses.chunked import Block, Part, Stats, chunked
+from redistill.losses.dac_kl import clip_of, clipped
+from redistill.losses.divergences import Distributions, distributions, log_probabilities, to_logits
+from redistill.losses.f_divergences import f_divergence
+from redistill.losses.span_correlation import span_terms
+from redistill.models import head_of, hidden_states
+from redistill.projection import projection_of
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,7 +50,7 @@ class Written(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The terms on one slice of logits. Its parameters are the clip network's, if one learns."""
+    """The terms on one block of logits. Its parameters are the clip network's, if one learns."""
 
     def __init__(self, settings: ObjectiveSettings, generator: torch.Generator | None = None):
         super().__init__()
@@ -66,6 +58,7 @@ class Objective(nn.Module):
         learns = settings.token_loss == "dac_kl" and dac.learnable and settings.token_weight > 0
         self.clip = ClipNetwork(dac.hidden, dac.top_k, generator=generator) if learns else None
 
+    @torch.no_grad()
     def forward(
         self,
         student: Tensor,
@@ -75,66 +68,124 @@ class Objective(nn.Module):
         sft: bool,
         counts: Counts,
         written: Written | None = None,
-    ) -> tuple[Tensor, Stats]:
-        """The weighted sum over `[n, V]` logits, divided by `counts`, and the terms' sums unweighted.
+    ) -> Part:
+        """The weighted sum over `[n, V]` logits, divided by `counts`; its gradients; and the terms' sums unweighted.
+
+        Each term says what it wants of log q, and log-softmax is gone back through once for all of them.
 
         teacher: None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
         written: needed by the policy term only.
         Statistics: sums `sft`, `token`, `span`, `policy`; per token `kl` (forward, temperature 1, for monitoring),
         `teacher_log_likelihood` of the target, and for DAC-KL `lower, upper, retained_mass, retained_classes`.
         """
-        weights, loss, stats = self.settings, student.new_zeros((), dtype=torch.float32), {}
+        weights, stats = self.settings, Stats()
+        plain = _View(student, teacher)
+        loss, by_parameters = plain.log_q.new_zeros(()), [None] * len(list(self.parameters()))
         if sft and weights.sft_weight:
-            stats["sft"] = cross_entropy(student, targets).sum()
-            loss = loss + weights.sft_weight * stats["sft"] / counts.sft
+            loss += self._sft(plain, targets, weights.sft_weight / counts.sft, stats)
         if teacher is None:
-            return loss, stats
-        stats.update(_monitor(student, teacher, targets))
+            return Part(loss, plain.by_logits(), by_parameters, stats)
+        stats["kl"] = torch.linalg.vecdot(plain.both.p, plain.both.log_p - plain.log_q)
+        stats["teacher_log_likelihood"] = plain.both.log_p.gather(1, targets[:, None])[:, 0]
         if weights.policy.weight and written is not None:
-            chosen = -cross_entropy(student, targets)
-            stats["policy"] = policy_gradient(chosen, *written, clip=weights.policy.clip).sum()
-            loss = loss + weights.policy.weight * stats["policy"] / counts.token
-        student, teacher = student / weights.temperature, teacher / weights.temperature
+            loss += self._policy(plain, targets, written, weights.policy.weight / counts.token, stats)
+        warmth = weights.temperature
+        view = plain if warmth == 1.0 else _View(student / warmth, teacher / warmth)
         if weights.token_weight:
-            token, extra, more = self._token(student, teacher)
-            stats.update(more, token=token.sum())
-            loss = loss + weights.token_weight * (stats["token"] + extra) / counts.token
+            more, by_parameters = self._token(view, weights.token_weight / counts.token, stats)
+            loss += more
         if weights.span_weight and counts.span:
-            stats["span"] = span_correlation(student, teacher, spans, distance=weights.span.distance).sum()
-            loss = loss + weights.span_weight * stats["span"] / counts.span
-        return loss, stats
+            loss += self._span(view, spans, weights.span_weight / counts.span, stats)
+        by_logits = plain.by_logits()
+        if view is not plain:
+            by_logits += view.by_logits() / warmth
+        return Part(loss, by_logits, by_parameters, stats)
 
-    def _token(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor | float, Stats]:
-        """The token loss [n], what only the clip network minimises besides, and statistics [n]."""
-        dac = self.settings.dac
-        if self.settings.token_loss != "dac_kl":
-            return divergence(self.settings)(student, teacher), 0.0, {}
-        if self.clip is not None:
-            lower, upper = self.clip(student, teacher)
+    # The terms: each adds to `view.wanted` and to `stats`, and returns its share of the loss.
+
+    def _sft(self, view: _View, targets: Tensor, scale: float, stats: Stats) -> Tensor:
+        chosen = view.log_q.gather(1, targets[:, None])
+        stats["sft"] = -chosen.sum()
+        view.wanted.scatter_add_(1, targets[:, None], torch.full_like(chosen, -scale))
+        return scale * stats["sft"]
+
+    def _policy(self, view: _View, targets: Tensor, written: Written, scale: float, stats: Stats) -> Tensor:
+        chosen, clip = view.log_q.gather(1, targets[:, None]), self.settings.policy.clip
+        value, slope = _slope(lambda own: policy_gradient(own[:, 0], *written, clip=clip), chosen)
+        stats["policy"] = value.sum()
+        view.wanted.scatter_add_(1, targets[:, None], scale * slope)
+        return scale * stats["policy"]
+
+    def _span(self, view: _View, spans: Tensor, scale: float, stats: Stats) -> Tensor:
+        terms = span_terms(view.both, spans, self.settings.span.distance)
+        stats["span"] = terms.gaps.sum()
+        for row in (terms.first, terms.first + 1):
+            view.wanted.index_add_(0, row, terms.by_pair, alpha=scale)
+        return scale * stats["span"]
+
+    def _token(self, view: _View, scale: float, stats: Stats) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """With the coverage term; and the gradients of the clip network."""
+        settings, dac = self.settings, self.settings.dac
+        if settings.token_loss != "dac_kl":
+            value, by_log_q = _divergence(settings, view.both)
+            stats["token"] = value.sum()
+            view.wanted.add_(by_log_q, alpha=scale)
+            return scale * stats["token"], []
+        with torch.enable_grad():
+            if self.clip is not None:
+                levels = self.clip.levels(view.both)
+            else:
+                n = len(view.log_q)
+                levels = view.log_q.new_full((n,), dac.lower), view.log_q.new_full((n,), dac.upper)
+            clip = clip_of(view.both, levels, dac.quantile, dac.edge, dac.keep_target, dac.sharpness)
+        parts = f_divergence(dac.divergence, settings.alpha, settings.beta)
+        assert parts is not None
+        found = clipped(view.both, clip, dac.rest, parts)
+        stats["token"] = found.divergence.sum()
+        stats["lower"], stats["upper"] = levels[0].detach(), levels[1].detach()
+        stats["retained_mass"], stats["retained_classes"] = found.mass, clip.m.sum(-1)
+        view.wanted.add_(found.by_log_q, alpha=scale)
+        # Coverage keeps the network from clipping everything away; it depends on teacher and levels alone.
+        mass = found.mass.clamp_min(1e-30)
+        cost = stats["token"] - dac.coverage * mass.log().sum()
+        if self.clip is None:
+            return scale * cost, []
+        by_moving = found.by_moving - dac.coverage * found.mass_by_moving / mass[clip.row]
+        return scale * cost, torch.autograd.grad(clip.moving, list(self.clip.parameters()), scale * by_moving)
+
+
+class _View:
+    """Student and teacher at one temperature, and the gradient of log q (as if its classes were free), `wanted`."""
+
+    def __init__(self, student: Tensor, teacher: Tensor | None):
+        if teacher is None:
+            self.log_q = log_probabilities(student)
+            self.q = self.log_q.exp()
         else:
-            lower = student.new_full((len(student),), dac.lower, dtype=torch.float32)
-            upper = student.new_full((len(student),), dac.upper, dtype=torch.float32)
-        terms = dac_terms(
-            student,
-            teacher,
-            lower,
-            upper,
-            quantile=dac.quantile,
-            rest=dac.rest,
-            edge=dac.edge,
-            keep_target=dac.keep_target,
-            sharpness=dac.sharpness,
-            parts=clipped_divergence(self.settings),
-        )
-        # Keeps the network from clipping everything away; it depends on teacher and levels alone.
-        coverage = -dac.coverage * terms.retained_mass.clamp_min(1e-30).log().sum() if dac.coverage else 0.0
-        stats = {
-            "lower": lower,
-            "upper": upper,
-            "retained_mass": terms.retained_mass,
-            "retained_classes": terms.retained_classes,
-        }
-        return terms.divergence, coverage, stats
+            self.both = distributions(student, teacher)
+            self.log_q, self.q = self.both.log_q, self.both.q
+        self.wanted = torch.zeros_like(self.log_q)
+
+    def by_logits(self) -> Tensor:
+        return to_logits(self.wanted, self.q)
+
+
+def _divergence(settings: ObjectiveSettings, both: Distributions) -> tuple[Tensor, Tensor]:
+    """The token loss [n] and its gradient for log q: in closed form, or by autograd for what is no f-divergence."""
+    parts = f_divergence(settings.token_loss, settings.alpha, settings.beta)
+    if parts is not None:
+        value, by_log_q = parts(*both)
+        return value.sum(-1), by_log_q
+    return _slope(lambda log_q: divergence(settings)(log_q, both.log_p), both.log_q)
+
+
+def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:
+    """A function's values and the gradient of their sum."""
+    with torch.enable_grad():
+        leaf = at.detach().requires_grad_()
+        value = function(leaf)
+        (slope,) = torch.autograd.grad(value.sum(), leaf)
+    return value.detach(), slope
 
 
 def divergence(settings: ObjectiveSettings) -> Divergence:
@@ -154,25 +205,9 @@ def divergence(settings: ObjectiveSettings) -> Divergence:
     return table[settings.token_loss]
 
 
-def clipped_divergence(settings: ObjectiveSettings) -> FDivergence:
-    """The divergence that `dac.divergence` names, class by class, with `beta` or `alpha` bound."""
-    table: dict[str, FDivergence] = {
-        "forward_kl": forward_kl_parts,
-        "reverse_kl": reverse_kl_parts,
-        "jensen_shannon": jensen_shannon_parts(settings.beta),
-        "skewed_forward_kl": skewed_forward_kl_parts(settings.alpha),
-        "skewed_reverse_kl": skewed_reverse_kl_parts(settings.alpha),
-        "total_variation": total_variation_parts,
-    }
-    return table[settings.dac.divergence]
-
-
-@torch.no_grad()
-def _monitor(student: Tensor, teacher: Tensor, targets: Tensor) -> Stats:
-    return {
-        "kl": forward_kl(student, teacher),
-        "teacher_log_likelihood": -cross_entropy(teacher, targets),
-    }
+# Elements of a block's [n, V] tensors: on a CPU they are to stay in the cache, elsewhere to fill the device.
+_BLOCK = {"cpu": 2**20}
+_BLOCK_ELSEWHERE = 2**25
 
 
 def batch_loss(
@@ -194,22 +229,24 @@ def batch_loss(
         ids, mask = batch["input_ids"][:seen], batch["attention_mask"][:seen]
         with torch.no_grad():
             teacher_hidden = hidden_states(teacher, ids, mask, batch["select"][: batch["distill_positions"]])
-    student_head, teacher_head = head_of(student, vocabulary), head_of(teacher, vocabulary)
+    slices = joined(batch["slices"], _BLOCK.get(hidden.device.type, _BLOCK_ELSEWHERE) // vocabulary)
 
-    def slice_loss(part: Tensor, index: int) -> tuple[Tensor, Stats]:
-        start, stop, sft, distill = batch["slices"][index]
-        teacher_logits = _frozen_logits(teacher_head, teacher_hidden[start:stop]) if distill else None
+    def block_loss(logits: Tensor, teacher_logits: Tensor | None, index: int) -> Part:
+        start, stop, sft, _ = slices[index]
         targets, spans = batch["targets"][start:stop], batch["spans"][start:stop]
         written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
-        return objective(student_head.logits(part), teacher_logits, targets, spans, sft, counts, written)
+        return objective(logits, teacher_logits, targets, spans, sft, counts, written)
 
-    parameters = [*student_head.parameters(), *objective.parameters()]
-    return chunked(slice_loss, hidden, [(s.start, s.stop) for s in batch["slices"]], parameters)
-
-
-@torch.no_grad()
-def _frozen_logits(head: Head, hidden: Tensor) -> Tensor:
-    return head.logits(hidden)
+    return chunked(
+        block_loss,
+        projection_of(head_of(student, vocabulary), hidden, trains=True),
+        hidden,
+        projection_of(head_of(teacher, vocabulary), teacher_hidden, trains=False),
+        teacher_hidden,
+        [Block(each.start, each.stop, each.distill) for each in slices],
+        objective.settings.chunk_size,
+        list(objective.parameters()),
+    )
 
 
 class TermWatch:
@@ -245,37 +282,3 @@ class TermWatch:
         new = [text for name, text in due.items() if name not in self._said]
         self._said |= set(due)
         return new
-
-
-@torch.no_grad()
-def reference_scores(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
-    samples: Sequence[Sample],
-    vocabulary: int,
-    batch_size: int,
-    slice_size: int = 256,
-) -> dict[str, float]:
-    """How the student reads given responses: `kl` to the teacher (forward, nats per token) and `nll`, the mean
-    negative log-likelihood per response token (end of text included); `tokens` is their number."""
-    sums = {"kl": 0.0, "nll": 0.0, "tokens": 0.0}
-    device = next(student.parameters()).device
-    training = student.training
-    student.eval()
-    ordered = sorted((s for s in samples if s.response), key=lambda s: len(s.prompt) + len(s.response))
-    for start in range(0, len(ordered), batch_size):
-        rows = [Row(s, (-1,) * len(s.response), True, True) for s in ordered[start : start + batch_size]]
-        batch = collate(rows, 0, slice_size)
-        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-        select, targets = batch["select"].to(device), batch["targets"].to(device)
-        hidden = [hidden_states(model, ids, mask, select) for model in (student, teacher)]
-        heads = [head_of(model, vocabulary) for model in (student, teacher)]
-        for piece in batch["slices"]:
-            at = slice(piece.start, piece.stop)
-            q, p = (head.logits(part[at]) for head, part in zip(heads, hidden, strict=True))
-            sums["kl"] += forward_kl(q, p).double().sum().item()
-            sums["nll"] += cross_entropy(q, targets[at]).double().sum().item()
-        sums["tokens"] += len(batch["targets"])
-    student.train(training)
-    tokens = max(sums["tokens"], 1.0)
-    return {"kl": sums["kl"] / tokens, "nll": sums["nll"] / tokens, "tokens": sums["tokens"]}

@@ -67,6 +67,19 @@ def score(
     return scores
 
 
+def reference_scores(
+    student: nn.Module, teacher: nn.Module, samples: Sequence[Sample], vocabulary: int, batch_size: int
+) -> dict[str, float]:
+    """How the student reads given responses: `kl` to the teacher (forward, nats per token) and `nll`, the mean
+    negative log-likelihood per response token (end of text included); `tokens` is their number."""
+    how = {"vocabulary": vocabulary, "batch_size": batch_size, "generator": None}
+    scores = score(student, teacher, samples, teacher_token="argmax", **how)
+    tokens = sum(len(each.kl) for each in scores)
+    kl = sum(each.kl.double().sum().item() for each in scores)
+    nll = -sum(each.student_log_likelihood.double().sum().item() for each in scores)
+    return {"kl": kl / max(tokens, 1), "nll": nll / max(tokens, 1), "tokens": float(tokens)}
+
+
 def position_uniforms(
     samples: Sequence[Sample], how: Sampling, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:

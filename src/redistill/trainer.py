@@ -34,12 +34,13 @@ from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
 from redistill.config import Config
 from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
-from redistill.objective import Objective, TermWatch, batch_loss, reference_scores
+from redistill.objective import Objective, TermWatch, batch_loss
 from redistill.phrases import load_chunker, span_ids
 from redistill.rollout import Pair, initial_state, sequence_level
 from redistill.rows import rows_of
 from redistill.runlog import RunLog, read
 from redistill.sample import Sample
+from redistill.scoring import reference_scores
 from redistill.steplog import revision_records, step_record
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ class DistillTrainer(Trainer):
         self._counts = self._over_ranks(count(rows), device)
         pad = self.tokenizer.pad_token_id
         self._batches = [
-            collate(part, pad if isinstance(pad, int) else 0, self.config.objective.chunk_size)
-            for part in split_by_length(rows, len(micro))
+            collate(part, pad if isinstance(pad, int) else 0) for part in split_by_length(rows, len(micro))
         ]
         return list(self._batches), self._counts
 

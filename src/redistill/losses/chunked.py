@@ -1,14 +1,15 @@
-"""Run any loss on logits slice by slice, so that logits are never held for the whole batch.
+"""Run any loss on logits without ever holding the logits of the whole batch.
 
-Hidden states go in, one scalar and the statistics come out. The gradients of the hidden states and of every
-parameter (head, clip network) are taken inside the forward, slice by slice: no projection is computed twice,
-and no slice's logits outlive it. A fused kernel may replace the inside; nothing else would notice.
+Hidden states and two heads go in, one scalar and the statistics come out. Two sizes of piece: a slab of positions is
+projected at once, as matrix products want many rows; a block of it goes through the loss at once, small enough on a
+CPU that its `[n, V]` tensors stay in the cache. The gradient of a block overwrites its logits, and is pulled back
+through the head slab by slab, inside the forward: no projection is computed twice, and no slab's logits outlive it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,11 +17,66 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Stats = dict[str, Tensor]
-SliceLoss = Callable[[Tensor, int], tuple[Tensor, Stats]]
+
+
+class Part(NamedTuple):
+    """What a loss says of one block of positions.
+
+    loss: a scalar that is scaled already (weights, token counts). by_logits: its gradient, [n, V]. by_parameters: its
+    gradient for the loss's own parameters, None for those it did not read. stats: for the log, no views of the
+    logits; scalars are summed over blocks, per-token vectors joined in order.
+    """
+
+    loss: Tensor
+    by_logits: Tensor
+    by_parameters: Sequence[Tensor | None]
+    stats: Stats
+
+
+class Block(NamedTuple):
+    """A run of positions; distill: whether the loss sees the teacher there."""
+
+    start: int
+    stop: int
+    distill: bool
+
+
+# (student's logits [n, V], teacher's or None, number of the block). It may overwrite both.
+BlockLoss = Callable[[Tensor, Tensor | None, int], Part]
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A head while a batch goes through it: one forward and at most one pull back for each slab, in turn."""
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """Those that want a gradient."""
+        ...
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """[n, H] -> [n, V], which belongs to the caller until the next call."""
+        ...
+
+    def logits(self, projected: Tensor) -> Tensor:
+        """The logits of some rows of it: scaled and capped, where the model does so."""
+        ...
+
+    def chain(self, logits: Tensor, by_logits: Tensor) -> Tensor:
+        """The gradient of what `logits` was given, for that of its result."""
+        ...
+
+    def pull_back(self, hidden: Tensor, by_projected: Tensor) -> Tensor:
+        """The gradient of `hidden`; those of the parameters are added up."""
+        ...
+
+    def gradients(self) -> Sequence[Tensor | None]:
+        """What was added up, in the order of `parameters`."""
+        ...
 
 
 def merge(parts: Sequence[Stats]) -> Stats:
-    """Join the statistics of slices: scalars add up, per-token vectors are concatenated in order."""
+    """Join the statistics of blocks: scalars add up, per-token vectors are concatenated in order."""
     merged: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, value in part.items():
@@ -32,72 +88,120 @@ def merge(parts: Sequence[Stats]) -> Stats:
 
 
 def chunked(
-    slice_loss: SliceLoss,
+    block_loss: BlockLoss,
+    student: Projection,
     hidden: Float[Tensor, "N H"],
-    slices: Sequence[tuple[int, int]],
-    parameters: Sequence[Parameter],
+    teacher: Projection,
+    teacher_hidden: Float[Tensor, "M G"],
+    blocks: Sequence[Block],
+    slab: int,
+    parameters: Sequence[Parameter] = (),
 ) -> tuple[Tensor, Stats]:
-    """The sum of `slice_loss` over slices of `hidden`, with its gradients.
+    """The sum of `block_loss` over blocks of positions, with its gradients.
 
-    slice_loss: `(hidden[start:stop], index of the slice) -> (scalar, statistics)`; it applies the head itself.
-        The scalar must already be scaled (weights, token counts): its gradient is taken here.
-    slices: `(start, stop)` ranges that cover what is wanted of `hidden`; positions in none get gradient 0.
-    parameters: every leaf that `slice_loss` reads and that wants a gradient; none of them twice.
+    teacher_hidden: of the first M positions, which hold all blocks with `distill`; no gradient goes there.
+    blocks: in order; positions in none get gradient 0. slab: the most positions projected at once, exceeded only by a
+    block that is longer. parameters: the loss's own.
 
-    Returns the scalar sum, attached to `hidden` and `parameters`, and the detached, merged statistics. Without
-    grad mode, or where nothing wants a gradient, only the forward runs.
+    Returns the scalar sum, attached to `hidden`, the student's head and `parameters`, and the merged statistics.
     """
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or parameters):
-        total, stats = hidden.new_zeros((), dtype=torch.float32), []
-        with torch.no_grad():
-            for index, (start, stop) in enumerate(slices):
-                loss, part = slice_loss(hidden[start:stop], index)
-                total = total + loss
-                stats.append(part)
-        return total, merge(stats)
     collected: list[Stats] = []
-    total = _GradientInForward.apply(slice_loss, slices, collected, tuple(parameters), hidden, *parameters)
+    work = _Work(block_loss, student, teacher, teacher_hidden, tuple(_slabs(blocks, slab)), collected)
+    if torch.is_grad_enabled():
+        total = _GradientInForward.apply(work, hidden, *student.parameters, *parameters)
+    else:
+        total, _, _ = work.run(hidden, len(parameters), backward=False)
     return total, merge(collected)
+
+
+def by_autograd(
+    loss: Callable[[Tensor, Tensor | None, int], tuple[Tensor, Stats]], parameters: Sequence[Parameter] = ()
+) -> BlockLoss:
+    """A block loss of any function of the logits that autograd can differentiate."""
+
+    def block_loss(student: Tensor, teacher: Tensor | None, index: int) -> Part:
+        with torch.enable_grad():
+            leaf = student.detach().requires_grad_()
+            value, stats = loss(leaf, teacher, index)
+            taken = torch.autograd.grad(value, (leaf, *parameters), allow_unused=True)
+        by_logits = torch.zeros_like(student) if taken[0] is None else taken[0]
+        # Copies: what is a view of the logits would be overwritten with them.
+        kept = {name: each.detach().clone() for name, each in stats.items()}
+        return Part(value.detach(), by_logits, taken[1:], kept)
+
+    return block_loss
+
+
+def add_up(sums: list[Tensor | None], more: Sequence[Tensor | None]) -> None:
+    """Adds gradients in place; None is nothing."""
+    for place, grad in enumerate(more):
+        if grad is not None:
+            before = sums[place]
+            sums[place] = grad if before is None else before.add_(grad)
+
+
+def _slabs(blocks: Sequence[Block], size: int) -> Iterator[list[tuple[int, Block]]]:
+    """Runs of numbered blocks that lie side by side, all with or all without the teacher, of at most `size` rows."""
+    run: list[tuple[int, Block]] = []
+    for index, block in enumerate(blocks):
+        if run:
+            first, last = run[0][1], run[-1][1]
+            if (block.start, block.distill) != (last.stop, last.distill) or block.stop - first.start > size:
+                yield run
+                run = []
+        run.append((index, block))
+    if run:
+        yield run
+
+
+class _Work(NamedTuple):
+    block_loss: BlockLoss
+    student: Projection
+    teacher: Projection
+    teacher_hidden: Tensor
+    slabs: tuple[list[tuple[int, Block]], ...]
+    collected: list[Stats]
+
+    def run(
+        self, hidden: Tensor, count: int, *, backward: bool
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """The loss, the gradient of `hidden` and those of the loss's `count` parameters."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        hidden_grad = torch.zeros_like(hidden) if backward else hidden
+        grads: list[Tensor | None] = [None] * count
+        for slab in self.slabs:
+            start, stop = slab[0][1].start, slab[-1][1].stop
+            projected = self.student.project(hidden[start:stop])
+            seen = self.teacher.project(self.teacher_hidden[start:stop]) if slab[0][1].distill else None
+            for index, block in slab:
+                rows = slice(block.start - start, block.stop - start)
+                logits = self.student.logits(projected[rows])
+                part = self.block_loss(
+                    logits, None if seen is None else self.teacher.logits(seen[rows]), index
+                )
+                total += part.loss
+                self.collected.append(part.stats)
+                if not backward:
+                    continue
+                projected[rows] = self.student.chain(logits, part.by_logits)
+                add_up(grads, part.by_parameters)
+            if backward:
+                hidden_grad[start:stop] = self.student.pull_back(hidden[start:stop], projected)
+        return total, hidden_grad, grads
 
 
 class _GradientInForward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        slice_loss: SliceLoss,
-        slices: Sequence[tuple[int, int]],
-        collected: list[Stats],
-        parameters: tuple[Parameter, ...],
-        hidden: Tensor,
-        *_: Parameter,
-    ) -> Tensor:
-        total = hidden.new_zeros((), dtype=torch.float32)
-        hidden_grad = torch.zeros_like(hidden)
-        grads: list[Tensor | None] = [None] * len(parameters)
-        for index, (start, stop) in enumerate(slices):
-            with torch.enable_grad():
-                part = hidden[start:stop].detach().requires_grad_()
-                loss, stats = slice_loss(part, index)
-                wanted = (part, *parameters)
-                taken = torch.autograd.grad(loss, wanted, allow_unused=True) if loss.requires_grad else ()
-            total += loss.detach()
-            collected.append({name: value.detach() for name, value in stats.items()})
-            for place, grad in enumerate(taken):
-                if grad is None:
-                    continue
-                if place == 0:
-                    hidden_grad[start:stop] = grad
-                else:
-                    before = grads[place - 1]
-                    grads[place - 1] = grad if before is None else before.add_(grad)
-        ctx.has_grad = [grad is not None for grad in grads]
-        ctx.save_for_backward(hidden_grad, *(grad for grad in grads if grad is not None))
+    def forward(ctx: Any, work: _Work, hidden: Tensor, *parameters: Parameter) -> Tensor:
+        own = len(parameters) - len(work.student.parameters)
+        total, hidden_grad, grads = work.run(hidden.detach(), own, backward=True)
+        taken = [hidden_grad, *work.student.gradients(), *grads]
+        ctx.has_grad = [grad is not None for grad in taken]
+        ctx.save_for_backward(*(grad for grad in taken if grad is not None))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (upstream,) = grad_outputs
-        hidden_grad, *taken = ctx.saved_tensors
-        rest = iter(taken)
-        grads = [next(rest) * upstream if has else None for has in ctx.has_grad]
-        return (None, None, None, None, hidden_grad * upstream, *grads)
+        rest = iter(ctx.saved_tensors)
+        return (None, *(next(rest) * upstream if has else None for has in ctx.has_grad))

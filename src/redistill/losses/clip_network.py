@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from redistill.losses.divergences import check_logits, log_probabilities
+from redistill.losses.divergences import Distributions, distributions
+from redistill.losses.quantile import top_classes
 
 
 class ClipNetwork(nn.Module):
@@ -42,22 +43,24 @@ class ClipNetwork(nn.Module):
         self, student_logits: Float[Tensor, "N V"], teacher_logits: Float[Tensor, "N V"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """`lower, upper`, each [N] fp32, 0 < lower < upper < 1. No gradient goes to the logits."""
-        check_logits(student_logits, teacher_logits)
-        features = self._features(student_logits, teacher_logits)
+        return self.levels(distributions(student_logits, teacher_logits))
+
+    def levels(self, both: Distributions) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """`forward`, from what else is made of the logits too."""
+        features = self._features(both)
         raw = self.outer(nn.functional.silu(self.inner(features.to(self.inner.weight.dtype)))).float()
         below, above = (0.5 * (raw + torch.sqrt(raw.square() + self.BEND**2))).unbind(-1)
         whole = 1 + below + above
         return below / whole, (1 + below) / whole
 
     @torch.no_grad()
-    def _features(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        log_p, log_q = log_probabilities(teacher_logits), log_probabilities(student_logits)
-        k = min(self.top_k, log_p.shape[1])
-        top_p, ids = log_p.topk(k, dim=-1)
-        top_q = log_q.gather(1, ids)
+    def _features(self, both: Distributions) -> Tensor:
+        k = min(self.top_k, both.p.shape[1])
+        top_p, ids = top_classes(both.log_p, k)
+        top_q = both.log_q.gather(1, ids)
         entropies, tails, tops = [], [], []
-        for logs, top in ((log_p, top_p), (log_q, top_q)):
-            entropies.append(-logs.exp().mul_(logs).sum(-1, keepdim=True))
+        for logs, probabilities, top in ((both.log_p, both.p, top_p), (both.log_q, both.q, top_q)):
+            entropies.append(-torch.linalg.vecdot(probabilities, logs)[:, None])
             tails.append((1 - top.exp().sum(-1, keepdim=True)).clamp(min=1e-6).log())
             tops.append(nn.functional.pad(top.clamp(min=-20.0), (0, self.top_k - k), value=-20.0))
         return torch.cat((*tops, *tails, *entropies), dim=-1) / 10

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from redistill.losses.divergences import check_logits, log_probabilities
+from redistill.losses.divergences import Distributions, check_logits, distributions, to_logits
 from redistill.losses.f_divergences import FDivergence, forward_kl_parts
 from redistill.losses.quantile import Quantile, find_blocks
 
@@ -36,14 +36,25 @@ class DacTerms(NamedTuple):
     retained_classes: PerToken
 
 
-class _Clip(NamedTuple):
-    """The teacher and m, [N, V] each, without gradient; row and column of the E entries of m that move."""
+class Clip(NamedTuple):
+    """`m` [N, V] without gradient; `row` and `column` of its E entries that move with the levels, and `moving` [E],
+    which carries their gradient."""
 
-    log_p: Logits
-    p: Logits
     m: Logits
     row: Int[Tensor, " E"]
     column: Int[Tensor, " E"]
+    moving: Float[Tensor, " E"]
+
+
+class Clipped(NamedTuple):
+    """`divergence`, `mass` = sum m p [N]; `by_log_q` [N, V] and `by_moving` [E]: the divergence's gradients for log q
+    (as if its classes were free) and for the entries that move; `mass_by_moving` [E]: the mass's."""
+
+    divergence: PerToken
+    mass: PerToken
+    by_log_q: Logits
+    by_moving: Float[Tensor, " E"]
+    mass_by_moving: Float[Tensor, " E"]
 
 
 def dac_kl(
@@ -111,16 +122,25 @@ def dac_terms(
             raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {value!r}.")
     if not sharpness > 0:
         raise ValueError(f"sharpness must be positive (slope per nat of the sigmoid edge), not {sharpness}.")
-    log_p = log_probabilities(teacher_logits.detach())
-    p = log_p.exp()
-    levels = lower.float(), upper.float()
+    both = distributions(student_logits.detach(), teacher_logits.detach())
+    clip = clip_of(both, (lower, upper), quantile, edge, keep_target, sharpness)
+    divergence, mass = _ClippedDivergence.apply(student_logits, clip.moving, both, clip, rest, parts)
+    return DacTerms(divergence, mass, clip.m.sum(-1))
+
+
+def clip_of(
+    both: Distributions,
+    levels: tuple[PerToken, PerToken],
+    quantile: Quantile = "mass",
+    edge: Edge = "exact",
+    keep_target: bool = True,
+    sharpness: float = 4.0,
+) -> Clip:
+    """m for checked levels (lower, upper); the rest as in `dac_kl`."""
+    levels = levels[0].float(), levels[1].float()
     if edge == "exact":
-        m, row, column, moving = _exact_mask(p, levels, quantile, keep_target)
-    else:
-        m, row, column, moving = _sigmoid_mask(log_p, levels, quantile, keep_target, sharpness)
-    clip = _Clip(log_p, p, m, row, column)
-    divergence, mass = _Clipped.apply(student_logits, moving, clip, rest, parts)
-    return DacTerms(divergence, mass, m.sum(-1))
+        return _exact_clip(both.p, levels, quantile, keep_target)
+    return _sigmoid_clip(both.log_p, levels, quantile, keep_target, sharpness)
 
 
 def _check_levels(lower: Tensor, upper: Tensor, n: int) -> None:
@@ -136,10 +156,8 @@ def _check_levels(lower: Tensor, upper: Tensor, n: int) -> None:
         )
 
 
-def _exact_mask(
-    p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """m, then row, column and (with gradient) value of the entries at the edges."""
+def _exact_clip(p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool) -> Clip:
+    """What moves are the classes at the two edges."""
     low, high = find_blocks(p, levels, quantile)
     m = ((p >= low.value[:, None]) & (p <= high.value[:, None])).float()
     row, column = torch.cat((low.row, high.row)), torch.cat((low.column, high.column))
@@ -152,13 +170,13 @@ def _exact_mask(
     flat = row * p.shape[1] + column
     m.view(-1).index_add_(0, flat, -cut.detach())
     # An entry cut from both sides is listed twice, so of the last one only the slope means anything.
-    return m.clamp_(0, 1), row, column, -cut
+    return Clip(m.clamp_(0, 1), row, column, -cut)
 
 
-def _sigmoid_mask(
+def _sigmoid_clip(
     log_p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool, sharpness: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `_exact_mask`; every entry moves with the levels."""
+) -> Clip:
+    """Every entry moves."""
     ascending, _ = log_p.sort(-1)
     width = ascending.exp() if quantile == "mass" else torch.full_like(ascending, 1 / log_p.shape[1])
     end = width.cumsum(-1)
@@ -177,64 +195,76 @@ def _sigmoid_mask(
     if keep_target:
         m = m.scatter(1, log_p.argmax(-1, keepdim=True), 1.0)
     row, column = torch.ones_like(m, dtype=torch.bool).nonzero(as_tuple=True)
-    return m.detach(), row, column, m.reshape(-1)
+    return Clip(m.detach(), row, column, m.reshape(-1))
 
 
-class _Clipped(torch.autograd.Function):
-    """(divergence, sum m p) with both gradients in closed form, so that one [N, V] tensor is kept, not ten.
+@torch.no_grad()
+def clipped(both: Distributions, clip: Clip, rest: Rest, parts: FDivergence) -> Clipped:
+    """The clipped divergence with its gradients in closed form.
 
-    With z the student's logits, dq_k/dz_j = q_k (1[k = j] - q_j): only q dg/dq is needed of each class, and of the
-    bucket as of one class more. Nothing flows to the teacher.
+    Of each class only q dg/dq is needed, and of the bucket as of one class more.
     """
+    log_p, log_q, p, q = both
+    m, row, column, _ = clip
+    mass, mass_by_moving = (m * p).sum(-1, keepdim=True), p[row, column]
+    if rest == "renormalize":
+        # Nothing kept (possible without the target class): 0, and no gradient.
+        safe_p, safe_q = mass.clamp(min=_LEAST), (m * q).sum(-1, keepdim=True).clamp_(min=_LEAST)
+        log_p, log_q = log_p - safe_p.log(), log_q - safe_q.log()
+        p, q = (torch.where(mass > _LEAST, part, 0.0) for part in (p / safe_p, q / safe_q))
+    g, by_q = parts(log_p, log_q, p, q)
+    edge, edge_p, edge_q = g[row, column], p[row, column], q[row, column]
+    value, by_q = g.mul_(m).sum(-1, keepdim=True), by_q.mul_(m)
+    if rest == "drop":
+        by_moving = edge
+    elif rest == "renormalize":
+        total = by_q.sum(-1, keepdim=True)
+        by_q.sub_(torch.mul(q, m, out=g).mul_(total))
+        by_moving = edge - edge_p * (value - total)[row, 0] - edge_q * total[row, 0]
+    else:
+        # Sums of what is clipped, not 1 - sum of what is kept: that would lose small buckets to rounding.
+        left_out = torch.sub(1, m, out=g)
+        bucket_p = (left_out * p).sum(-1, keepdim=True)
+        bucket_q = left_out.mul_(q).sum(-1, keepdim=True)
+        safe_p, safe_q = bucket_p.clamp(min=_TINY), bucket_q.clamp(min=_TINY)
+        bucket_g, bucket_by_q = parts(safe_p.log(), safe_q.log(), bucket_p, bucket_q)
+        value = value + bucket_g
+        slope_p, slope_q = (bucket_g - bucket_by_q) / safe_p, bucket_by_q / safe_q
+        by_q.addcmul_(left_out, slope_q)
+        by_moving = edge - edge_p * slope_p[row, 0] - edge_q * slope_q[row, 0]
+        # An empty bucket takes in the edge's own classes first: there both slopes cancel.
+        by_moving = torch.where(bucket_p[row, 0] > 0, by_moving, 0.0)
+    return Clipped(value[:, 0], mass[:, 0], by_q, by_moving, mass_by_moving)
+
+
+class _ClippedDivergence(torch.autograd.Function):
+    """`clipped` for autograd, so that one [N, V] tensor is kept, not ten. Nothing flows to the teacher."""
 
     @staticmethod
     def forward(
-        ctx: Any, student_logits: Tensor, _moving: Tensor, clip: _Clip, rest: Rest, parts: FDivergence
+        ctx: Any,
+        student_logits: Tensor,
+        _moving: Tensor,
+        both: Distributions,
+        clip: Clip,
+        rest: Rest,
+        parts: FDivergence,
     ) -> tuple[Tensor, Tensor]:
-        log_p, p, m, row, column = clip
-        log_q = log_probabilities(student_logits)
-        q = log_q.exp()
-        mass = (m * p).sum(-1, keepdim=True)
-        if rest == "renormalize":
-            # Nothing kept (possible without the target class): 0, and no gradient.
-            safe_p, safe_q = mass.clamp(min=_LEAST), (m * q).sum(-1, keepdim=True).clamp_(min=_LEAST)
-            log_p, log_q = log_p - safe_p.log(), log_q.sub_(safe_q.log())
-            p, q = (torch.where(mass > _LEAST, part, 0.0) for part in (p / safe_p, q.div_(safe_q)))
-        g, by_q = parts(log_p, log_q, p, q)
-        edge, edge_p, edge_q = g[row, column], p[row, column], q[row, column]
-        value, kept_by_q = g.mul_(m).sum(-1, keepdim=True), by_q.mul_(m)
-        total = kept_by_q.sum(-1, keepdim=True)
-        if rest == "drop":
-            by_logits, by_m = kept_by_q.sub_(q.mul_(total)), edge
-        elif rest == "renormalize":
-            by_logits = kept_by_q.sub_(q.mul_(m).mul_(total))
-            by_m = edge - edge_p * (value - total)[row, 0] - edge_q * total[row, 0]
-        else:
-            # Sums of what is clipped, not 1 - sum of what is kept: that would lose small buckets to rounding.
-            clipped = torch.sub(1, m, out=g)
-            bucket_p = (clipped * p).sum(-1, keepdim=True)
-            bucket_q = clipped.mul_(q).sum(-1, keepdim=True)
-            safe_p, safe_q = bucket_p.clamp(min=_TINY), bucket_q.clamp(min=_TINY)
-            bucket_g, bucket_by_q = parts(safe_p.log(), safe_q.log(), bucket_p, bucket_q)
-            value = value + bucket_g
-            slope_p, slope_q = (bucket_g - bucket_by_q) / safe_p, bucket_by_q / safe_q
-            by_logits = kept_by_q.add_(clipped.mul_(slope_q)).sub_(q.mul_(total + bucket_by_q))
-            by_m = edge - edge_p * slope_p[row, 0] - edge_q * slope_q[row, 0]
-            # An empty bucket takes in the edge's own classes first: there both slopes cancel.
-            by_m = torch.where(bucket_p[row, 0] > 0, by_m, 0.0)
-        ctx.save_for_backward(by_logits, by_m, clip.p[row, column], row)
+        found = clipped(both, clip, rest, parts)
+        by_logits = to_logits(found.by_log_q, both.q)
+        ctx.save_for_backward(by_logits, found.by_moving, found.mass_by_moving, clip.row)
         ctx.dtype = student_logits.dtype
-        return value[:, 0], mass[:, 0]
+        return found.divergence, found.mass
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise ValueError("dac_kl has no second derivative: call backward without create_graph=True.")
         grad_value, grad_mass = grad_outputs
-        by_logits, by_m, edge_p, row = ctx.saved_tensors
-        to_logits = to_moving = None
+        by_logits, by_moving, mass_by_moving, row = ctx.saved_tensors
+        to_student = to_moving = None
         if ctx.needs_input_grad[0]:
-            to_logits = (by_logits * grad_value[:, None]).to(ctx.dtype)
+            to_student = (by_logits * grad_value[:, None]).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            to_moving = by_m * grad_value[row] + edge_p * grad_mass[row]
-        return to_logits, to_moving, None, None, None
+            to_moving = by_moving * grad_value[row] + mass_by_moving * grad_mass[row]
+        return to_student, to_moving, None, None, None, None

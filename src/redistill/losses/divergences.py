@@ -7,6 +7,7 @@ teacher is detached; logits of -inf are allowed (see `log_probabilities`). Value
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,28 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
 def log_probabilities(logits: Logits) -> Logits:
     """fp32 log-softmax over V, bounded below by `LOG_FLOOR`."""
     return F.log_softmax(logits.float(), dim=-1).clamp(min=LOG_FLOOR)
+
+
+class Distributions(NamedTuple):
+    """Teacher p and student q at some positions, fp32 [N, V] each, without gradient."""
+
+    log_p: Logits
+    log_q: Logits
+    p: Logits
+    q: Logits
+
+
+@torch.no_grad()
+def distributions(student_logits: Logits, teacher_logits: Logits) -> Distributions:
+    """Both, of checked logits."""
+    check_logits(student_logits, teacher_logits)
+    log_p, log_q = log_probabilities(teacher_logits), log_probabilities(student_logits)
+    return Distributions(log_p, log_q, log_p.exp(), log_q.exp())
+
+
+def to_logits(by_log_q: Tensor, q: Tensor) -> Tensor:
+    """The gradient of the logits for that of log q, in its place: what log-softmax hands back."""
+    return by_log_q.addcmul_(q, by_log_q.sum(-1, keepdim=True), value=-1)
 
 
 def forward_kl(student_logits: Logits, teacher_logits: Logits) -> PerToken:

@@ -74,3 +74,16 @@ def total_variation_parts(_log_p: Tensor, _log_q: Tensor, p: Tensor, q: Tensor) 
 def _log_mixture(a: Tensor, b: Tensor, share_a: float) -> Tensor:
     """log(share_a a + (1 - share_a) b), of classes that fp32 holds; below that what they cost is nothing anyway."""
     return torch.lerp(b, a, share_a).clamp_(min=_TINY).log_()
+
+
+def f_divergence(name: str, alpha: float = 0.1, beta: float = 0.5) -> FDivergence | None:
+    """The divergence of that name, class by class, with its setting bound; None for one that is no f-divergence."""
+    table: dict[str, Callable[[], FDivergence]] = {
+        "forward_kl": lambda: forward_kl_parts,
+        "reverse_kl": lambda: reverse_kl_parts,
+        "jensen_shannon": lambda: jensen_shannon_parts(beta),
+        "skewed_forward_kl": lambda: skewed_forward_kl_parts(alpha),
+        "skewed_reverse_kl": lambda: skewed_reverse_kl_parts(alpha),
+        "total_variation": lambda: total_variation_parts,
+    }
+    return table[name]() if name in table else None

@@ -4,15 +4,17 @@ c_p = p_j * p_{j+1} (element-wise over the vocabulary) for adjacent positions in
 (Liu et al., arXiv 2407.10068, correlation consistency); the loss compares the two vectors.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from redistill.losses.divergences import check_logits
+from redistill.losses.divergences import Distributions, check_logits
 
 Distance = Literal["norm", "squared", "cosine"]
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 def span_correlation(
@@ -39,23 +41,66 @@ def span_correlation(
         )
     if distance not in get_args(Distance):
         raise ValueError(f"distance must be one of {', '.join(get_args(Distance))}, not {distance!r}.")
-    pair = (span_ids[1:] == span_ids[:-1]) & (span_ids[1:] >= 0)
-    inside = torch.zeros_like(span_ids, dtype=torch.bool)
-    inside[1:] |= pair
-    inside[:-1] |= pair
-    rows = inside.nonzero()[:, 0]
+    rows, linked, span, sizes = _pairs(span_ids)
     if not len(rows):
         return student_logits[:0].float().sum(-1)
-
     p = torch.softmax(teacher_logits.detach()[rows].float(), dim=-1)
     q = torch.softmax(student_logits[rows].float(), dim=-1)
     # Of neighbouring rows only the last of a span and the first of the next make no pair: cheaper to compute
     # those few products too than to copy [pairs, V] out of p and q.
     gaps = _distance(p[:-1] * p[1:], q[:-1] * q[1:], distance)
+    return gaps.new_zeros(len(sizes)).index_add(0, span, gaps[linked]) / sizes
+
+
+class SpanTerms(NamedTuple):
+    """`gaps` [S], as `span_correlation` gives them, and the gradient of their sum for log q (as if its classes were
+    free): `by_pair` [R, V] belongs to the rows `first` and `first + 1` of each pair alike, `first` [R]."""
+
+    gaps: Float[Tensor, " S"]
+    first: Int[Tensor, " R"]
+    by_pair: Float[Tensor, "R V"]
+
+
+@torch.no_grad()
+def span_terms(both: Distributions, span_ids: Int[Tensor, " N"], distance: Distance = "norm") -> SpanTerms:
+    """`span_correlation` with its gradient in closed form: dc_q/dlog q is c_q, for both rows of a pair."""
+    rows, linked, span, sizes = _pairs(span_ids)
+    first = rows[:-1][linked]
+    second = first + 1
+    c_p, c_q = both.p[first].mul_(both.p[second]), both.q[first].mul_(both.q[second])
+    if distance == "cosine":
+        with torch.enable_grad():
+            leaf = c_q.requires_grad_()
+            gap = _distance(c_p, leaf, distance)
+            (by_c,) = torch.autograd.grad(gap.sum(), leaf)
+        c_q = c_q.detach()
+    else:
+        by_c = torch.sub(c_q, c_p, out=c_p)
+        gap = torch.linalg.vector_norm(by_c, dim=-1)
+        # Twice the gap for the squared distance; a unit vector for the norm, 0 where the gap is.
+        scale = (
+            2.0
+            if distance == "squared"
+            else torch.where(gap > 0, gap.clamp(min=_TINY).reciprocal(), 0.0)[:, None]
+        )
+        by_c.mul_(scale)
+        gap = gap.square() if distance == "squared" else gap
+    share = sizes.reciprocal()[span]
+    gaps = gap.new_zeros(len(sizes)).index_add(0, span, gap.detach() * share)
+    return SpanTerms(gaps, first, by_c.mul_(c_q).mul_(share[:, None]))
+
+
+def _pairs(span_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows that are in a pair; which of them (but the last) has its neighbour there; of those, the number of the
+    span; and of each span, how many pairs it has (fp32)."""
+    pair = (span_ids[1:] == span_ids[:-1]) & (span_ids[1:] >= 0)
+    inside = torch.zeros_like(span_ids, dtype=torch.bool)
+    inside[1:] |= pair
+    inside[:-1] |= pair
+    rows = inside.nonzero()[:, 0]
     linked = pair[rows[:-1]]
     span = (~linked).cumsum(0)[linked]
-    sizes = torch.bincount(span)
-    return gaps.new_zeros(len(sizes)).index_add(0, span, gaps[linked]) / sizes
+    return rows, linked, span, torch.bincount(span).float()
 
 
 def _distance(c_p: Tensor, c_q: Tensor, distance: Distance) -> Tensor:
