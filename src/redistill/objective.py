@@ -210,6 +210,11 @@ _BLOCK = {"cpu": 2**20}
 _BLOCK_ELSEWHERE = 2**25
 
 
+def block_size(device: str, vocabulary: int) -> int:
+    """How many positions go through the loss at once on a kind of device."""
+    return max(1, _BLOCK.get(device, _BLOCK_ELSEWHERE) // vocabulary)
+
+
 def batch_loss(
     objective: Objective,
     student: PreTrainedModel,
@@ -229,7 +234,7 @@ def batch_loss(
         ids, mask = batch["input_ids"][:seen], batch["attention_mask"][:seen]
         with torch.no_grad():
             teacher_hidden = hidden_states(teacher, ids, mask, batch["select"][: batch["distill_positions"]])
-    slices = joined(batch["slices"], _BLOCK.get(hidden.device.type, _BLOCK_ELSEWHERE) // vocabulary)
+    slices = joined(batch["slices"], block_size(hidden.device.type, vocabulary))
 
     def block_loss(logits: Tensor, teacher_logits: Tensor | None, index: int) -> Part:
         start, stop, sft, _ = slices[index]
