@@ -105,13 +105,43 @@ def chunked(
 
     Returns the scalar sum, attached to `hidden`, the student's head and `parameters`, and the merged statistics.
     """
-    collected: list[Stats] = []
+    collected = _Collected(sum(block.stop - block.start for block in blocks))
     work = _Work(block_loss, student, teacher, teacher_hidden, tuple(_slabs(blocks, slab)), collected)
     if torch.is_grad_enabled():
         total = _GradientInForward.apply(work, hidden, *student.parameters, *parameters)
     else:
         total, _, _ = work.run(hidden, len(parameters), backward=False)
-    return total, merge(collected)
+    return total, collected.stats()
+
+
+class _Collected:
+    """The statistics of all blocks, in memory that is taken once.
+
+    Small tensors that outlive a block would lie in the holes that its large ones leave behind: the next block's no
+    longer fit into these, and the process grows by megabytes with every block.
+    """
+
+    def __init__(self, positions: int):
+        self._positions = positions
+        self._room: Stats = {}
+        self._filled: dict[str, int] = {}
+
+    def add(self, stats: Stats) -> None:
+        for name, value in stats.items():
+            if name not in self._room:
+                self._room[name] = value.new_zeros(() if value.dim() == 0 else (self._positions,))
+                self._filled[name] = 0
+            if value.dim() == 0:
+                self._room[name] += value
+            else:
+                start = self._filled[name]
+                self._filled[name] = start + len(value)
+                self._room[name][start : start + len(value)] = value
+
+    def stats(self) -> Stats:
+        return {
+            name: room if room.dim() == 0 else room[: self._filled[name]] for name, room in self._room.items()
+        }
 
 
 def by_autograd(
@@ -160,7 +190,7 @@ class _Work(NamedTuple):
     teacher: Projection
     teacher_hidden: Tensor
     slabs: tuple[list[tuple[int, Block]], ...]
-    collected: list[Stats]
+    collected: _Collected
 
     def run(
         self, hidden: Tensor, count: int, *, backward: bool
@@ -180,7 +210,7 @@ class _Work(NamedTuple):
                     logits, None if seen is None else self.teacher.logits(seen[rows]), index
                 )
                 total += part.loss
-                self.collected.append(part.stats)
+                self.collected.add(part.stats)
                 if not backward:
                     continue
                 projected[rows] = self.student.chain(logits, part.by_logits)
