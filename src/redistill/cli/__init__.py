@@ -13,6 +13,7 @@ import warnings
 import typer
 
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
+from redistill.cli.memory import keep_freed_memory
 from redistill.cli.training import demo, prune, train
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ def _quiet() -> None:
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
     _quiet()
+    keep_freed_memory()
     try:
         app()
     except ValueError as problem:

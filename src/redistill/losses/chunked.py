@@ -226,12 +226,13 @@ class _GradientInForward(torch.autograd.Function):
         own = len(parameters) - len(work.student.parameters)
         total, hidden_grad, grads = work.run(hidden.detach(), own, backward=True)
         taken = [hidden_grad, *work.student.gradients(), *grads]
-        ctx.has_grad = [grad is not None for grad in taken]
-        ctx.save_for_backward(*(grad for grad in taken if grad is not None))
+        # Not saved tensors: those would still be held when the gradients are handed on, which then are copied.
+        ctx.taken = taken
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (upstream,) = grad_outputs
-        rest = iter(ctx.saved_tensors)
-        return (None, *(next(rest) * upstream if has else None for has in ctx.has_grad))
+        if ctx.taken is None:
+            raise RuntimeError("the gradients of chunked() are taken once: call backward a single time.")
+        (upstream,), taken, ctx.taken = grad_outputs, ctx.taken, None
+        return (None, *(None if grad is None else grad.mul_(upstream) for grad in taken))

@@ -64,12 +64,13 @@ def find_blocks(
     reads all of V.
     """
     bits = p.contiguous().view(torch.int32)
-    digit = ((bits >> 18) & 0xFFF).long()
+    digit = (bits >> 18).bitwise_and_(0x1FFF).long()
     if quantile == "mass":
         length = (p * float(_ONE)).long()
     else:
         length = torch.full((1, 1), _ONE // max(p.shape[1], 1), device=p.device).expand(p.shape)
-    bins = torch.zeros(len(p), 4096, dtype=torch.long, device=p.device).scatter_add_(1, digit, length)
+    # Half of the bins are for what is no number: it shall not be an index that does not exist.
+    bins = torch.zeros(len(p), 8192, dtype=torch.long, device=p.device).scatter_add_(1, digit, length)
     return [_find_block(bits, length, digit, bins, level) for level in levels]
 
 
@@ -80,7 +81,8 @@ def _find_block(bits: Tensor, length: Tensor, digit: Tensor, bins: Tensor, level
     target = (level.detach().double() * total).long()
     chosen, below, width = _bin_holding(bins, target)
     pattern = chosen << 18
-    row, column = torch.nonzero((digit == chosen[:, None]) & inner[:, None], as_tuple=True)
+    wanted = torch.where(inner, chosen, -1)
+    row, column = torch.nonzero(digit == wanted[:, None], as_tuple=True)
     for shift in (9, 0):
         digit = ((bits[row, column] >> shift) & 0x1FF).long()
         bins = torch.zeros(n * 512, dtype=torch.long, device=bits.device)
