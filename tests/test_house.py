@@ -13,6 +13,7 @@ SRC = Path(__file__).parents[1] / "src" / "redistill"
 FILES = sorted(SRC.rglob("*.py"))
 # Imports go one way: a module may import what stands before it.
 ORDER = [
+    "clock",
     "sample",
     "settings",
     "objective_settings",
@@ -45,6 +46,7 @@ ORDER = [
     "budget",
     "checkpoint",
     "bad_steps",
+    "hooks",
     "trainer",
     "teacher_answers",
     "prepare",

@@ -110,6 +110,12 @@ def test_every_term_is_logged_and_the_loss_is_their_sum(whole):
         assert coverage >= -1e-4, "coverage alone stands beside the three terms"
         assert 0 <= r["lower"] < r["upper"] <= 1 and 0 < r["retained_mass"] <= 1.0001
     assert any(r.get("share_revised", 0) > 0 for r in records)
+    phases = {"waiting", "rollout", "scoring", "revision", "spans", "loss", "optimizer"}
+    for r in read(whole[0] / "steps.jsonl"):
+        seconds = {k: v for k, v in r.items() if k.startswith("seconds_")}
+        scrg = set() if r["student_samples"] > r["replayed"] else {"scoring", "revision"}
+        assert seconds.keys() == {f"seconds_{name}" for name in phases - scrg}
+        assert 0.5 * r["seconds"] < sum(seconds.values()) <= r["seconds"], "phases lie side by side"
     assert list(read(whole[0] / "revisions.jsonl")) and len(list(read(whole[0] / "evaluations.jsonl"))) == 3
 
 

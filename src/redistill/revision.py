@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from redistill.clock import Clock
 from redistill.generate import Decoding, answering, draw_uniforms, generate, go_on, select_rows
 from redistill.sample import Edit, Sample
 from redistill.sampling import Sampling
@@ -44,6 +45,7 @@ def revise_samples(
     vocabulary: int,
     max_completion_length: int,
     batch_size: int,
+    clock: Clock | None = None,
 ) -> list[Sample]:
     """Correct each response at its error token and let the student write on from there, `rounds` times.
 
@@ -56,10 +58,12 @@ def revise_samples(
     correct in the first round (an empty response among them) is unchanged but for `agreed`. `rounds` of 0
     returns the samples as they are. The last responses are not scored again.
     generator: feeds the teacher's tokens and the student's sampling; the same state gives the same revision.
+    clock: gets the phases scoring and revision (correcting, writing on).
     Errors: ValueError for `rounds` under 0, `max_completion_length` under 1, and those of `score`.
     """
     _check_settings(rounds, max_completion_length)
     check_samples(samples, batch_size)
+    clock = clock or Clock()
     how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
     writing = Writing(student, sampling, eos, vocabulary, max_completion_length)
     revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
@@ -70,12 +74,12 @@ def revise_samples(
         # All random numbers come first, so that the cut into batches changes none.
         teachers = position_uniforms(cut, how, generator)
         own = draw_uniforms(len(cut), max_completion_length, sampling, generator)
-        for places, scores, state in scored(
-            student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True
-        ):
+        batches = scored(student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True)
+        for places, scores, state in clock.each("scoring", batches):
             rows = [looked_at[place] for place in places]
-            corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
-            _write_on(writing, revised, corrected, rows, state, own[places])
+            with clock.phase("revision"):
+                corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
+                _write_on(writing, revised, corrected, rows, state, own[places])
             behind |= corrected
         start = {
             row: behind[row] for row in looked_at if behind.get(row, math.inf) < len(revised[row].response)

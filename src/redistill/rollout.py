@@ -6,13 +6,13 @@ a fresh one, corrected by SCRG, or an earlier one from the replay buffer.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from redistill.clock import Clock
 from redistill.config import Config, RevisionSettings, RolloutSettings
 from redistill.generate import generate
 from redistill.policy import with_advantages
@@ -47,12 +47,11 @@ class Drawn:
     """What one optimizer step is trained on.
 
     references: the data set's samples of this step. student: index into them -> the student's answer that is
-    distilled on in that reference's place. seconds: by phase.
+    distilled on in that reference's place.
     """
 
     references: tuple[Sample, ...]
     student: dict[int, Sample]
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def initial_state(rollout: RolloutSettings, seed: int) -> RolloutState:
@@ -73,15 +72,17 @@ def sequence_level(
     state: RolloutState,
     step: int,
     progress: float = 0.0,
+    clock: Clock | None = None,
 ) -> Drawn:
     """Choose for each reference whether the student's answer takes its place, and write, replay and revise it.
 
     A reference without a response (prompt-only data) always gets a student's answer. Fresh answers go to the
     buffer after their revision; replayed ones are revised anew only if `revision.revise_replayed`. step: how
-    many optimizer steps were done before; progress: which share of the run that is.
+    many optimizer steps were done before; progress: which share of the run that is. clock: gets the phases rollout,
+    scoring, revision and policy.
     """
-    rollout, revision = config.rollout, config.revision
-    generator, seconds, per = state.generator, {}, rollout.per
+    rollout, revision, clock = config.rollout, config.revision, clock or Clock()
+    generator, per = state.generator, rollout.per
     share = state.schedule.share if step >= rollout.warmup_steps else 0.0
     chosen = _lots(len(references), share, per, generator)
     places = [place for place, sample in enumerate(references) if chosen[place] or not sample.response]
@@ -90,26 +91,20 @@ def sequence_level(
     replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
     fresh_places = [place for place in places if place not in set(replay_places)]
 
-    started = time.perf_counter()
-    fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
-    seconds["rollout"] = time.perf_counter() - started
-
-    started = time.perf_counter()
+    with clock.phase("rollout"):
+        fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
     if revision.revise_replayed:
-        fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator)
+        fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator, clock)
         fresh, replayed = fresh_and_old[: len(fresh)], fresh_and_old[len(fresh) :]
     else:
-        fresh = revise(pair, fresh, rollout, revision, generator)
-    seconds["revision"] = time.perf_counter() - started
-
+        fresh = revise(pair, fresh, rollout, revision, generator, clock)
     if config.objective.policy.weight and fresh:
-        started = time.perf_counter()
-        fresh = judge(pair, fresh, config)
-        seconds["policy"] = time.perf_counter() - started
+        with clock.phase("policy"):
+            fresh = judge(pair, fresh, config)
 
     state.buffer.push(fresh)
     student = dict(zip([*replay_places, *fresh_places], [*replayed, *fresh], strict=True))
-    return Drawn(tuple(references), student, seconds)
+    return Drawn(tuple(references), student)
 
 
 def replay_share(rollout: RolloutSettings, progress: float) -> float:
@@ -150,6 +145,7 @@ def revise(
     rollout: RolloutSettings,
     revision: RevisionSettings,
     generator: torch.Generator,
+    clock: Clock,
 ) -> list[Sample]:
     """SCRG on `samples`, as the settings say; nothing is done with `rounds` 0."""
     if revision.rounds == 0 or not samples:
@@ -166,6 +162,7 @@ def revise(
         vocabulary=pair.vocabulary,
         max_completion_length=rollout.max_completion_length,
         batch_size=rollout.batch_size,
+        clock=clock,
     )
 
 

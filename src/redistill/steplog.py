@@ -18,7 +18,7 @@ PER_TOKEN = ("kl", "teacher_log_likelihood", "lower", "upper", "retained_mass", 
 
 
 def step_record(drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Counts) -> dict[str, Any]:
-    """Terms per token (nats) or per phrase, the clip's means, what SCRG did, and seconds by phase."""
+    """Terms per token (nats) or per phrase, the clip's means, and what SCRG did."""
     record: dict[str, Any] = {}
     divisors = {"sft": counts.sft, "token": counts.token, "span": counts.span, "policy": counts.token}
     for name, divisor in divisors.items():
@@ -27,8 +27,7 @@ def step_record(drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Co
     record |= {name: float(stats[name].float().mean()) for name in PER_TOKEN if name in stats}
     record["student_tokens"] = sum(len(batch["targets"]) for batch in batches)
     record |= {"sft_tokens": counts.sft, "distilled_tokens": counts.token, "spans": counts.span}
-    record |= _revision_summary(list(drawn.student.values()), list(_scored(batches, stats)))
-    return record | {f"seconds_{phase}": seconds for phase, seconds in drawn.seconds.items()}
+    return record | _revision_summary(list(drawn.student.values()), list(_scored(batches, stats)))
 
 
 def _scored(batches: Sequence[Batch], stats: Stats) -> Iterator[tuple[Sample, Tensor, Tensor]]:

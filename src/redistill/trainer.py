@@ -31,7 +31,9 @@ from redistill import checkpoint
 from redistill.bad_steps import BadSteps
 from redistill.batch import Batch, Counts, collate, count, split_by_length, to_device
 from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
+from redistill.clock import Clock
 from redistill.config import Config
+from redistill.hooks import Hooks
 from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, TermWatch, batch_loss
@@ -74,7 +76,7 @@ class DistillTrainer(Trainer):
             train_dataset=list(train_dataset),  # pyright: ignore[reportArgumentType]
             eval_dataset=list(eval_dataset) if eval_dataset else None,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), _Hooks(self)],
+            callbacks=[*(callbacks or []), Hooks(self)],
         )
         # Our losses are sums over the whole window's token count: the engine must not divide them again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
@@ -102,17 +104,19 @@ class DistillTrainer(Trainer):
         self, epoch_iterator: Iterator[list[Sample]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Counts]:
         """One optimizer step's micro-batches, written, revised and collated together, and what is in them."""
-        self._started = time.perf_counter()
+        self._started, self.clock = time.perf_counter(), Clock()
         self._stats: list[Stats] = []
         self._losses: list[Tensor] = []
-        micro = list(islice(epoch_iterator, num_batches))
+        with self.clock.phase("waiting"):
+            micro = list(islice(epoch_iterator, num_batches))
         references = [sample for samples in micro for sample in samples]
+        state, step = self.rollout_state, self.state.global_step
         with self.accelerator.autocast():
-            step, share = self.state.global_step, self.progress()
-            self._drawn = sequence_level(references, self.pair, self.config, self.rollout_state, step, share)
-        started = time.perf_counter()
-        rows = rows_of(self._drawn, self.config.objective, self._spans)
-        self._drawn.seconds["spans"] = time.perf_counter() - started
+            self._drawn = sequence_level(
+                references, self.pair, self.config, state, step, self.progress(), self.clock
+            )
+        with self.clock.phase("spans"):
+            rows = rows_of(self._drawn, self.config.objective, self._spans)
         self._counts = self._over_ranks(count(rows), device)
         pad = self.tokenizer.pad_token_id
         self._batches = [
@@ -160,6 +164,11 @@ class DistillTrainer(Trainer):
         self._stats.append(stats)
         self._losses.append(loss.detach())
         return loss * self.args.world_size
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The engine's, timed: both models' forward, the loss and the backward."""
+        with self.clock.phase("loss"):
+            return super().training_step(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The engine's optimizer, with the clip network as a parameter group of its own learning rate."""
@@ -209,6 +218,7 @@ class DistillTrainer(Trainer):
         }
         record |= {"lmbda": self.rollout_state.schedule.share, "buffer": len(self.rollout_state.buffer)}
         record["seconds"] = time.perf_counter() - self._started
+        record |= {f"seconds_{phase}": seconds for phase, seconds in self.clock.seconds.items()}
         self.spending.add([record])
         record["progress"] = self.progress()
         record["tokens_per_second"] = (self._counts.sft + self._counts.token) / record["seconds"]
@@ -273,27 +283,3 @@ class DistillTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoint.load_state(Path(resume_from_checkpoint), self.objective, self.rollout_state)
-
-
-class _Hooks(TrainerCallback):
-    """The engine's moments that are ours."""
-
-    def __init__(self, trainer: DistillTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.run_log.rewind(state.global_step)
-        logged = read(self.trainer.run_log.folder / "steps.jsonl")
-        self.trainer.spending.add_log(logged, state.global_step)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.before_optimizer()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.after_step()
-        if self.trainer.spending.bounded:
-            # The engine's own step of the schedule came before this step's cost was known.
-            scheduler: Any = self.trainer.lr_scheduler
-            scheduler.step()
-            if self.trainer.progress() >= 1:
-                control.should_training_stop = control.should_save = True
