@@ -100,7 +100,7 @@ def all_revisions(records: Sequence[dict]) -> str:
     gains = [record["log_likelihood_after"] - record["log_likelihood_before"] for record in records]
     return (
         f"{len(gains)} answers were revised. The teacher's log-likelihood per token rose in "
-        f"{sum(gain > 0 for gain in gains)} of them, by {sum(gains) / len(gains):+.2f} nats on the mean of all."
+        f"{sum(gain > 0 for gain in gains)} of them; its mean change is {sum(gains) / len(gains):+.2f} nats."
     )
 
 
