@@ -189,7 +189,8 @@ def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Te
 
 
 def divergence(settings: ObjectiveSettings) -> Divergence:
-    """The `[N, V], [N, V] -> [N]` function that `token_loss` names, with its setting bound."""
+    """The `[N, V], [N, V] -> [N]` function that `token_loss` names, with its setting bound: for autograd where
+    there is no closed form, and what the closed forms are tested against."""
     beta, alpha = settings.beta, settings.alpha
     table: dict[str, Divergence] = {
         "forward_kl": forward_kl,

@@ -76,7 +76,7 @@ class Projection(Protocol):
 
 
 def merge(parts: Sequence[Stats]) -> Stats:
-    """Join the statistics of blocks: scalars add up, per-token vectors are concatenated in order."""
+    """Join the statistics of several calls (micro-batches): scalars add up, per-token vectors join in order."""
     merged: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, value in part.items():
@@ -115,7 +115,7 @@ def chunked(
 
 
 class _Collected:
-    """The statistics of all blocks, in memory that is taken once.
+    """The statistics of all blocks, joined as `merge` does, but in memory that is taken once.
 
     Small tensors that outlive a block would lie in the holes that its large ones leave behind: the next block's no
     longer fit into these, and the process grows by megabytes with every block.
