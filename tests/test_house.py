@@ -26,6 +26,7 @@ ORDER = [
     "chat",
     "loading",
     "models",
+    "packing",
     "student",
     "sampling",
     "generate",

@@ -31,10 +31,10 @@ class Opinion(nn.Module):
         self.mind, self.seen = mind, seen
         self.embed_tokens = nn.Embedding(VOCAB, 2)  # only looked for
 
-    def forward(self, input_ids, attention_mask, **_options):
+    def forward(self, input_ids, **_options):
         hidden = torch.zeros(*input_ids.shape, VOCAB)
-        for row, (ids, mask) in enumerate(zip(input_ids, attention_mask, strict=True)):
-            length = int(mask.sum())
+        for row, ids in enumerate(input_ids):
+            length = int(ids.nonzero()[-1]) + 1  # behind it all is 0
             text = TOKENIZER.decode(ids[:length])
             self.seen.append(text)
             one, two = text.split("Answer 1:\n")[1].split("\n\nAnswer 2:\n")

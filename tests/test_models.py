@@ -102,8 +102,8 @@ def test_decoder_and_head_equal_the_models_own_forward(name):
     select = torch.tensor([0, 5, 8, 9, 12, 18, 24])
     with torch.no_grad():
         own = model(input_ids=ids, attention_mask=mask).logits.reshape(27, -1)[select, :vocabulary]
-        ours = head_of(model, vocabulary).logits(hidden_states(model, ids, mask, select))
-        alone = hidden_states(model, ids[1:2, :4], mask[1:2, :4], torch.tensor([0, 3]))
+        ours = head_of(model, vocabulary).logits(hidden_states(model, ids, select))
+        alone = hidden_states(model, ids[1:2, :4], torch.tensor([0, 3]))
     assert ours.shape == (7, vocabulary)
     torch.testing.assert_close(ours, own, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(head_of(model, vocabulary).logits(alone), own[3:5], rtol=1e-4, atol=1e-4)
@@ -112,12 +112,12 @@ def test_decoder_and_head_equal_the_models_own_forward(name):
 
 def test_lora_reaches_the_forward_and_only_lora_is_trained():
     model = lora_llama()
-    ids, mask = right_padded()
+    ids, _ = right_padded()
     select = torch.tensor([2, 3])
     head = head_of(model, VOCAB)
-    changed = head.logits(hidden_states(model, ids, mask, select))
+    changed = head.logits(hidden_states(model, ids, select))
     with model.disable_adapter():
-        plain = head.logits(hidden_states(model, ids, mask, select))
+        plain = head.logits(hidden_states(model, ids, select))
     assert (changed - plain).abs().max() > 0.1
     changed.sum().backward()
     with_gradient = {name for name, one in model.named_parameters() if one.grad is not None}
@@ -130,8 +130,8 @@ def test_lora_reaches_the_forward_and_only_lora_is_trained():
 def test_lora_trains_under_gradient_checkpointing():
     model = add_lora(tiny_llama(), LoraSettings(r=2, target_modules=("q_proj",))).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-    ids, mask = right_padded()
-    hidden_states(model, ids, mask, torch.tensor([8])).square().sum().backward()
+    ids, _ = right_padded()
+    hidden_states(model, ids, torch.tensor([8])).square().sum().backward()
     gradients = [one.grad for name, one in model.named_parameters() if "lora_B" in name]
     assert len(gradients) == 2
     assert all(one is not None and one.abs().sum() > 0 for one in gradients)

@@ -1,4 +1,4 @@
-"""Rows of token ids -> one padded batch: padding, shifting and masking happen here and nowhere else.
+"""Rows of token ids -> one batch: which positions are trained on, what they predict, and which terms look at them.
 
 Everything after the model works on `N` flat response positions: position `i` is where the model, having read
 `input_ids` up to there, predicts `targets[i]`. Rows come in three groups, in this order: those only
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
 
+from redistill.packing import lay_out
 from redistill.sample import Sample
 
 # Positions in a slice as a batch is cut; whoever goes through them may join neighbours.
@@ -53,19 +54,21 @@ class Slice(NamedTuple):
 
 
 class Batch(TypedDict):
-    """input_ids, attention_mask: [B, L], padded on the right. select: [N] flat indices into B * L.
+    """input_ids, position_ids: [B, L], see `Layout`. select: [N] flat indices into B * L.
     targets, spans: [N]. behaviour, advantages: [N], see `Sample`; 0 where a sample has none. slices: cover the N
-    positions in order. distill_rows, distill_positions: how many rows and positions, counted from the first, the
-    teacher reads. rows: what lies in each row of the batch."""
+    positions in order. rows: what the positions belong to, one after the other. distilled, distill_rows,
+    distill_positions: how many of `rows`, of the B rows and of the N positions, counted from the first, the teacher
+    reads."""
 
     input_ids: Tensor
-    attention_mask: Tensor
+    position_ids: Tensor | None
     select: Tensor
     targets: Tensor
     spans: Tensor
     behaviour: Tensor
     advantages: Tensor
     slices: tuple[Slice, ...]
+    distilled: int
     distill_rows: int
     distill_positions: int
     rows: tuple[Row, ...]
@@ -90,29 +93,27 @@ def split_by_length(rows: Sequence[Row], parts: int) -> list[list[Row]]:
     return [ordered[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
 
 
-def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE) -> Batch:
-    """Pad `rows` on the right into one batch; rows with an empty response or no term are left out.
+def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE, packed: bool = False) -> Batch:
+    """`rows` as one batch; those with an empty response or no term are left out.
 
     slice_size: the most positions in one slice, exceeded only where one phrase is longer.
+    packed: lay several rows into one of the batch (see `packing.packs`).
     """
     rows = [row for row in rows if row.sample.response and (row.sft or row.distill)]
     rows = sorted(rows, key=lambda row: (not row.distill, row.sft))
+    distilled = sum(row.distill for row in rows)
     # The last response token predicts nothing that is trained on, so it is not read.
     read = [(row.sample.prompt + row.sample.response)[:-1] for row in rows]
-    width = max((len(ids) for ids in read), default=1)
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(rows), width), dtype=torch.long)
+    layout = lay_out([read[:distilled], read[distilled:]], pad_id, packed)
     select: list[int] = []
     targets: list[int] = []
     spans: list[int] = []
     behaviour: list[float] = []
     advantages: list[float] = []
     groups: list[tuple[int, bool, bool]] = []
-    for place, (row, ids) in enumerate(zip(rows, read, strict=True)):
+    for row, start in zip(rows, layout.first, strict=True):
         assert row.sample.prompt, "a row needs a prompt of one token or more to predict from"
-        input_ids[place, : len(ids)] = torch.tensor(ids)
-        attention_mask[place, : len(ids)] = 1
-        first = place * width + len(row.sample.prompt) - 1
+        first = start + len(row.sample.prompt) - 1
         select.extend(range(first, first + len(row.sample.response)))
         targets.extend(row.sample.response)
         nothing = (0.0,) * len(row.sample.response)
@@ -121,29 +122,30 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE) -> Batch:
         offset = len(spans)
         spans.extend(offset + s if s >= 0 and row.distill else -1 for s in row.spans)
         groups.append((len(targets), row.sft, row.distill))
-    distill = [row for row in rows if row.distill]
     return Batch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
+        input_ids=layout.input_ids,
+        position_ids=layout.position_ids,
         select=torch.tensor(select, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         spans=torch.tensor(spans, dtype=torch.long),
         behaviour=torch.tensor(behaviour, dtype=torch.float32),
         advantages=torch.tensor(advantages, dtype=torch.float32),
         slices=tuple(_slices(groups, spans, slice_size)),
-        distill_rows=len(distill),
-        distill_positions=sum(len(row.sample.response) for row in distill),
+        distilled=distilled,
+        distill_rows=layout.rows[0],
+        distill_positions=sum(len(row.sample.response) for row in rows[:distilled]),
         rows=tuple(rows),
     )
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its tensors on `device`."""
-    moved: dict[str, Tensor] = {
-        name: batch[name].to(device, non_blocking=True)
-        for name in ("input_ids", "attention_mask", "select", "targets", "spans", "behaviour", "advantages")
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch.items()
+        if isinstance(value, Tensor)
     }
-    return Batch(**{**batch, **moved})
+    return cast(Batch, batch | moved)
 
 
 def joined(slices: Sequence[Slice], size: int) -> list[Slice]:

@@ -130,18 +130,25 @@ def _logit_scale(settings: dict[str, Any]) -> float:
     return scale
 
 
-def hidden_states(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Tensor) -> Tensor:
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, select: Tensor, position_ids: Tensor | None = None
+) -> Tensor:
     """The decoder's last hidden states (after its final norm) at the selected positions; the head is not run.
 
-    input_ids, attention_mask: [B, L], padded on the right. select: [N] flat indices into B*L (row * L +
-    column), on the same device. Returns [N, H] in the model's dtype, with gradients where they are enabled.
-    Row n predicts the token that follows position select[n].
+    input_ids: [B, L], padded on the right: what follows a token never reaches it, so no mask is needed. select:
+    [N] flat indices into B*L (row * L + column), on the same device. position_ids: [B, L], where a row holds
+    several sequences: each starts at 0 and sees itself only, in a model that `packs`. Returns [N, H] in the
+    model's dtype, with gradients where they are enabled. Row n predicts the token that follows position select[n].
     """
-    return read_all(model, input_ids, attention_mask, select, use_cache=False)[0]
+    return read_all(model, input_ids, select, position_ids, use_cache=False)[0]
 
 
 def read_all(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, select: Tensor, use_cache: bool = True
+    model: nn.Module,
+    input_ids: Tensor,
+    select: Tensor,
+    position_ids: Tensor | None = None,
+    use_cache: bool = True,
 ) -> tuple[Tensor, Any]:
     """`hidden_states`, and the key/value cache of all columns; None if it is not wanted or the model keeps none."""
     inner = plain_model(model)
@@ -150,9 +157,8 @@ def read_all(
         raise ValueError(
             f"{type(inner).__name__} has no decoder of its own: a causal language model is needed."
         )
-    output = decoder(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=use_cache, return_dict=True
-    )
+    where = {} if position_ids is None else {"position_ids": position_ids}
+    output = decoder(input_ids=input_ids, use_cache=use_cache, return_dict=True, **where)
     hidden = output.last_hidden_state
     selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, select)
     return selected, output.get("past_key_values") if use_cache else None
@@ -167,13 +173,12 @@ def check_forward(model: nn.Module, vocabulary: int) -> None:
     """
     inner = plain_model(model)
     ids = torch.arange(4, device=inner.device)[None] % vocabulary
-    mask = torch.ones_like(ids)
     was_training = model.training
     model.eval()
     try:
-        own = inner(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, :, :vocabulary].float()
+        own = inner(input_ids=ids, use_cache=False).logits[0, :, :vocabulary].float()
         select = torch.arange(4, device=inner.device)
-        ours = head_of(model, vocabulary).logits(hidden_states(model, ids, mask, select)).float()
+        ours = head_of(model, vocabulary).logits(hidden_states(model, ids, select)).float()
     finally:
         model.train(was_training)
     if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):

@@ -228,13 +228,15 @@ def batch_loss(
 
     `counts` are those of the whole optimizer step, so the losses of its micro-batches simply add up.
     """
-    hidden = hidden_states(student, batch["input_ids"], batch["attention_mask"], batch["select"])
-    seen = batch["distill_rows"]
+    ids, select, where = batch["input_ids"], batch["select"], batch["position_ids"]
+    hidden = hidden_states(student, ids, select, where)
+    seen, selected = batch["distill_rows"], batch["distill_positions"]
     teacher_hidden = hidden[:0]
     if seen:
-        ids, mask = batch["input_ids"][:seen], batch["attention_mask"][:seen]
         with torch.no_grad():
-            teacher_hidden = hidden_states(teacher, ids, mask, batch["select"][: batch["distill_positions"]])
+            teacher_hidden = hidden_states(
+                teacher, ids[:seen], select[:selected], None if where is None else where[:seen]
+            )
     slices = joined(batch["slices"], block_size(hidden.device.type, vocabulary))
 
     def block_loss(logits: Tensor, teacher_logits: Tensor | None, index: int) -> Part:

@@ -46,6 +46,7 @@ def revise_samples(
     max_completion_length: int,
     batch_size: int,
     clock: Clock | None = None,
+    packed: bool = False,
 ) -> list[Sample]:
     """Correct each response at its error token and let the student write on from there, `rounds` times.
 
@@ -58,7 +59,7 @@ def revise_samples(
     correct in the first round (an empty response among them) is unchanged but for `agreed`. `rounds` of 0
     returns the samples as they are. The last responses are not scored again.
     generator: feeds the teacher's tokens and the student's sampling; the same state gives the same revision.
-    clock: gets the phases scoring and revision (correcting, writing on).
+    clock: gets the phases scoring and revision (correcting, writing on). packed: whether both models `packs`.
     Errors: ValueError for `rounds` under 0, `max_completion_length` under 1, and those of `score`.
     """
     _check_settings(rounds, max_completion_length)
@@ -74,7 +75,9 @@ def revise_samples(
         # All random numbers come first, so that the cut into batches changes none.
         teachers = position_uniforms(cut, how, generator)
         own = draw_uniforms(len(cut), max_completion_length, sampling, generator)
-        batches = scored(student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True)
+        batches = scored(
+            student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True, packed=packed
+        )
         for places, scores, state in clock.each("scoring", batches):
             rows = [looked_at[place] for place in places]
             with clock.phase("revision"):

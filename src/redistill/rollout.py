@@ -25,12 +25,13 @@ from redistill.scoring import score
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher over one vocabulary. eos: the ids that end a text."""
+    """Student and teacher over one vocabulary. eos: the ids that end a text. packed: whether both `packs`."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     vocabulary: int
     eos: frozenset[int]
+    packed: bool = False
 
 
 @dataclass
@@ -163,6 +164,7 @@ def revise(
         max_completion_length=rollout.max_completion_length,
         batch_size=rollout.batch_size,
         clock=clock,
+        packed=pair.packed,
     )
 
 
@@ -176,6 +178,7 @@ def judge(pair: Pair, samples: Sequence[Sample], config: Config) -> list[Sample]
         teacher_token="argmax",
         generator=None,
         batch_size=config.rollout.batch_size,
+        packed=pair.packed,
     )
     return with_advantages(samples, scores, config.objective.policy, config.rollout.teacher_mix)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from redistill.generate import Decoding, answering, can_be_cut, draw_uniforms
 from redistill.models import Head, head_of, read_all
+from redistill.packing import lay_out
 from redistill.sample import Sample
 from redistill.sampling import Sampling, sample
 
@@ -44,6 +45,7 @@ def score(
     temperature: float = 1.0,
     batch_size: int,
     chunk: int = 256,
+    packed: bool = False,
 ) -> list[Score]:
     """Compare student and teacher at every response position: one `Score` a sample, in order. No gradients.
 
@@ -51,7 +53,7 @@ def score(
     teacher_token: "sample" draws t_i from p_i at `temperature` (which touches nothing else), with one uniform
         number per position taken from `generator` beforehand; "argmax" takes the most probable one.
     batch_size: the most samples read at once. chunk: positions whose logits exist at once, so that memory is
-        about 4 * chunk * vocabulary numbers of 4 bytes, whatever the batch.
+        about 4 * chunk * vocabulary numbers of 4 bytes, whatever the batch. packed: whether both models `packs`.
     Errors: ValueError for an empty prompt (nothing then predicts the first token) and a batch size under 1.
     """
     check_samples(samples, batch_size)
@@ -60,7 +62,7 @@ def score(
     nothing = torch.empty(0)
     scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
     for rows, found, _ in scored(
-        student, teacher, samples, vocabulary, how, uniforms, batch_size, chunk=chunk
+        student, teacher, samples, vocabulary, how, uniforms, batch_size, chunk=chunk, packed=packed
     ):
         for row, each in zip(rows, found, strict=True):
             scores[row] = each
@@ -100,14 +102,18 @@ def scored(
     *,
     chunk: int = 256,
     keep: bool = False,
+    packed: bool = False,
 ) -> Iterator[tuple[list[int], list[Score], Decoding | None]]:
-    """Batch by batch: which samples, their scores, and (if `keep`, where it can be cut) what the student has read."""
+    """Batch by batch: which samples, their scores, and (if `keep`, where it can be cut) what the student has read.
+
+    packed: for both models, see `packing.packs`.
+    """
     heads = head_of(student, vocabulary), head_of(teacher, vocabulary)
     with answering(student), answering(teacher):
         for rows in _batches(samples, batch_size):
             batch = [samples[row] for row in rows]
-            hidden, state = _read(student, batch, keep)
-            seen, _ = _read(teacher, batch, False)
+            hidden, state = _read(student, batch, keep, packed)
+            seen, _ = _read(teacher, batch, False, packed)
             said = torch.tensor([token for each in batch for token in each.response])
             drawn = torch.cat([uniforms[row] for row in rows])
             found = _compare((hidden, seen), heads, said, drawn, how=how, chunk=chunk)
@@ -144,24 +150,27 @@ def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
     return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
 
 
-def _read(model: nn.Module, batch: list[Sample], keep: bool) -> tuple[Tensor, Decoding | None]:
+def _read(
+    model: nn.Module, batch: list[Sample], keep: bool, packed: bool = False
+) -> tuple[Tensor, Decoding | None]:
     """Hidden states [N, H] that predict the batch's N response tokens, row after row; and what was read, if `keep`
-    and if it can be cut."""
+    and if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row."""
     device = next(model.parameters()).device
     rows = [each.prompt + each.response for each in batch]
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    layout = lay_out([rows], packed=packed and not keep)
     select = torch.cat(
         [
-            torch.arange(row * width + len(each.prompt) - 1, row * width + len(rows[row]) - 1)
-            for row, each in enumerate(batch)
+            torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
+            for start, row, each in zip(layout.first, rows, batch, strict=True)
         ]
     )
-    hidden, cache = read_all(model, ids, mask, select.to(device), use_cache=keep)
+    where = None if layout.position_ids is None else layout.position_ids.to(device)
+    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, use_cache=keep)
     if cache is None or not can_be_cut(cache):
         return hidden, None
-    return hidden, Decoding(cache, mask, mask.sum(dim=-1))
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(layout.input_ids.shape[1], device=device) < lengths[:, None]
+    return hidden, Decoding(cache, mask.long(), lengths)
 
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:

@@ -34,7 +34,7 @@ def _scored(batches: Sequence[Batch], stats: Stats) -> Iterator[tuple[Sample, Te
     """(sample, KL [T], teacher log-likelihood [T]) of every distilled row, from the step's own forward."""
     if "kl" not in stats:
         return
-    rows = [row for batch in batches for row in batch["rows"][: batch["distill_rows"]]]
+    rows = [row for batch in batches for row in batch["rows"][: batch["distilled"]]]
     lengths = [len(row.sample.response) for row in rows]
     kl, likelihood = stats["kl"].cpu(), stats["teacher_log_likelihood"].cpu()
     yield from zip((row.sample for row in rows), kl.split(lengths), likelihood.split(lengths), strict=True)

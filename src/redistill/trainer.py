@@ -37,6 +37,7 @@ from redistill.hooks import Hooks
 from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, TermWatch, batch_loss
+from redistill.packing import packs
 from redistill.phrases import load_chunker, span_ids
 from redistill.rollout import Pair, initial_state, sequence_level
 from redistill.rows import rows_of
@@ -86,7 +87,12 @@ class DistillTrainer(Trainer):
         nn.Module.to(self.teacher, args.device)
         vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
         ends = ends_of(processing_class, model, config.data.template)
-        self.pair = Pair(model, teacher_model, vocabulary, ends)
+        packed = packs(model, vocabulary) and packs(teacher_model, vocabulary)
+        self.pair = Pair(model, teacher_model, vocabulary, ends, packed)
+        if not packed:
+            log.info(
+                "several sequences in one row of a batch are not told apart by these models: rows are padded."
+            )
         start = torch.Generator().manual_seed(args.seed)
         self.objective = Objective(config.objective, start).to(args.device)
         self.rollout_state = initial_state(config.rollout, args.seed + args.process_index)
@@ -120,7 +126,8 @@ class DistillTrainer(Trainer):
         self._counts = self._over_ranks(count(rows), device)
         pad = self.tokenizer.pad_token_id
         self._batches = [
-            collate(part, pad if isinstance(pad, int) else 0) for part in split_by_length(rows, len(micro))
+            collate(part, pad if isinstance(pad, int) else 0, packed=self.pair.packed)
+            for part in split_by_length(rows, len(micro))
         ]
         return list(self._batches), self._counts
 

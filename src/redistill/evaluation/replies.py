@@ -53,7 +53,7 @@ class ReplyReader:
         head = head_of(model, plain_model(model).config.get_text_config().vocab_size)
         with answering(model):
             batch = to_device(collate(rows, pad_id=0), self._at.device)
-            hidden = hidden_states(model, batch["input_ids"], batch["attention_mask"], batch["select"])
+            hidden = hidden_states(model, batch["input_ids"], batch["select"])
             scores = head.logits(hidden).float().log_softmax(dim=-1)
             chosen = scores.view(len(prompts), -1, scores.shape[-1])[:, self._at, self._tokens].double().cpu()
             sums = torch.stack([chosen[:, a:b].sum(dim=1) for a, b in pairwise(self._ends)], dim=1)
