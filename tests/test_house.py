@@ -29,6 +29,7 @@ ORDER = [
     "packing",
     "student",
     "sampling",
+    "cache",
     "generate",
     "scoring",
     "revision",

@@ -16,7 +16,7 @@ from tiny import EOS_ID, VOCAB, tiny_gpt2, tiny_llama
 from transformers import MistralConfig, MistralForCausalLM
 
 from redistill import scoring
-from redistill.generate import can_be_cut
+from redistill.cache import can_be_cut
 from redistill.revision import find_error, revise_samples
 from redistill.sample import Sample
 from redistill.sampling import Sampling

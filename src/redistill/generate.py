@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
 
+from redistill.cache import make_room
 from redistill.sampling import Sampling, mixed_logits, sample
 
 
@@ -78,11 +78,6 @@ def decode_one_token(model: nn.Module, tokens: Tensor, state: Decoding) -> tuple
     """Append one token [B] to each row. Returns the logits of the next one [B, V] and the new state."""
     mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=-1)
     return _forward(model, tokens[:, None], mask, state.position[:, None], state.cache)
-
-
-def can_be_cut(cache: Any) -> bool:
-    """Whether every layer of the cache holds every token: those of a sliding window or a linear attention do not."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def select_rows(state: Decoding, rows: Tensor) -> Decoding:
@@ -211,6 +206,8 @@ def _write(
     """Token by token from what the models have `read`, until every row has ended or is at its limit."""
     answers: list[list[int]] = [[] for _ in limits]
     logits, states = _apart(read, vocabulary)
+    for state in states:
+        make_room(state.cache)
     rows = list(range(len(limits)))
     writing = set(rows)
     for step in range(max(limits)):

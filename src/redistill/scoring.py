@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redistill.generate import Decoding, answering, can_be_cut, draw_uniforms
+from redistill.cache import can_be_cut
+from redistill.generate import Decoding, answering, draw_uniforms
 from redistill.models import Head, head_of, read_all
 from redistill.packing import lay_out
 from redistill.sample import Sample

@@ -1,0 +1,55 @@
+"""A key/value cache with room for what is still to be written: a new token is no copy of all before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64
+
+
+class RoomyLayer(DynamicLayer):
+    """A `DynamicLayer` whose keys and values [B, heads, L, width] are the filled part of larger tensors.
+
+    Whoever picks rows of them or forgets the last tokens does it as with any layer; the room is then made anew.
+    """
+
+    def __init__(self, layer: DynamicLayer):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
+        self.dtype, self.device = layer.dtype, layer.device
+        self._held: list[Tensor | None] = [None, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append keys and values; returns all of them."""
+        assert self.keys is not None and self.values is not None
+        self.keys = self._appended(0, self.keys, key_states)
+        self.values = self._appended(1, self.values, value_states)
+        return self.keys, self.values
+
+    def _appended(self, which: int, filled: Tensor, more: Tensor) -> Tensor:
+        length, end = filled.shape[-2], filled.shape[-2] + more.shape[-2]
+        held = self._held[which]
+        ours = held is not None and held.data_ptr() == filled.data_ptr() and len(held) == len(filled)
+        if held is None or not ours or end > held.shape[-2]:
+            rows, heads, _, width = filled.shape
+            held = self._held[which] = filled.new_empty(rows, heads, end + ROOM, width)
+            held[:, :, :length] = filled
+        held[:, :, length:end] = more
+        return held[:, :, :end]
+
+
+def make_room(cache: Any) -> None:
+    """Exchange the layers that hold every token, in place; those of a sliding window or a linear attention stay."""
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            cache.layers[place] = RoomyLayer(layer)
+
+
+def can_be_cut(cache: Any) -> bool:
+    """Whether every layer of the cache holds every token: those of a sliding window or a linear attention do not."""
+    return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in cache.layers)
