@@ -34,6 +34,7 @@ VALUES = {
     "student.prune.keep": 3,
     "student.lora": {"r": 4},
     "training": {"learning_rate": 2e-5},
+    "rollout.vllm.url": "https://far:1",
     "evaluation.seeds": [1, 2],
     "method": "sft",
     "objective.dac.lower": 0.25,

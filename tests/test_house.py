@@ -31,6 +31,7 @@ ORDER = [
     "sampling",
     "cache",
     "generate",
+    "engines",
     "scoring",
     "revision",
     "policy",

@@ -29,6 +29,7 @@ from redistill.settings import (
     StudentSettings,
     TeacherSettings,
     Text,
+    VllmSettings,
 )
 from redistill.yaml_lines import YamlError, parse_value, read_yaml
 
@@ -48,6 +49,7 @@ __all__ = [
     "SpanSettings",
     "StudentSettings",
     "TeacherSettings",
+    "VllmSettings",
     "load_config",
 ]
 
@@ -245,6 +247,11 @@ def _conflicts_of_methods(config: Config) -> Iterator[tuple[bool, str, str]]:
         "the policy gradient needs the probability under which each token was written: rollout.temperature 1, "
         "top_p 1, top_k 0, min_p 0, and revision.rounds 0.",
     )
+    yield (
+        rollout.teacher_mix > 0 and rollout.engine != "loop",
+        "rollout.engine",
+        f"only the loop mixes in the teacher: rollout.teacher_mix is above 0, so {rollout.engine} cannot write.",
+    )
     bounded = config.budget.seconds is not None or config.budget.student_tokens is not None
     warmup = config.training.get("warmup_steps", 0)
     yield (
@@ -278,6 +285,10 @@ def _doubts(config: Config) -> Iterator[tuple[bool, str]]:
     yield (
         config.objective.span_weight > 0 and span.chunker == "none",
         "objective.span_weight is above 0 but objective.span.chunker is none: the span loss is always 0.",
+    )
+    yield (
+        "vllm" in rollout.model_fields_set and rollout.engine != "vllm",
+        f"rollout.vllm is set but rollout.engine is {rollout.engine}: vLLM is not used.",
     )
     yield (
         dac.learnable and (dac.lower, dac.upper) != (0.0, 1.0),

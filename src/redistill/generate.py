@@ -6,7 +6,7 @@ random numbers only: neither on its neighbours nor on how the prompts were cut i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,14 +64,17 @@ def prefill(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[Tensor,
     Positions count tokens, not columns, so that a padded row is read as it would be alone: the learned
     positions of GPT-2 and OPT as well as rotary ones.
     """
+    return _forward(model, *left_padded(prompts, next(model.parameters()).device), None)
+
+
+def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and positions, each [B, longest prompt], with padding on the left."""
     width = max(len(prompt) for prompt in prompts)
-    device = next(model.parameters()).device
     ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     length = torch.tensor([len(prompt) for prompt in prompts], device=device)
     column = torch.arange(width, device=device)
     mask = (column >= width - length[:, None]).long()
-    position = (column - (width - length[:, None])).clamp(min=0)
-    return _forward(model, ids, mask, position, None)
+    return ids, mask, (column - (width - length[:, None])).clamp(min=0)
 
 
 def decode_one_token(model: nn.Module, tokens: Tensor, state: Decoding) -> tuple[Tensor, Decoding]:
@@ -116,31 +119,46 @@ def generate(
     Errors: ValueError for an empty prompt, for limits of another number than prompts, for a batch size under
     1 and for a model that returns no cache.
     """
-    _check_request(prompts, limits, batch_size)
-    steps = max([0, *limits])
     if uniforms is None:
-        uniforms = draw_uniforms(len(prompts), steps, sampling, generator)
+        uniforms = draw_uniforms(len(prompts), max([0, *limits]), sampling, generator)
+
+    def answer(rows: list[int]) -> list[list[int]]:
+        return _generate_batch(
+            model,
+            [prompts[row] for row in rows],
+            [limits[row] for row in rows],
+            uniforms[rows].to(next(model.parameters()).device),
+            sampling=sampling,
+            eos=eos,
+            vocabulary=vocabulary,
+            partner=partner,
+        )
+
+    with answering(model), answering(partner[0] if partner else model):
+        return in_batches(prompts, limits, batch_size, answer)
+
+
+def in_batches(
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    batch_size: int,
+    answer: Callable[[list[int]], Sequence[Sequence[int]]],
+) -> list[tuple[int, ...]]:
+    """What `answer` gives for batches of rows, in the order of `prompts`; () for a row with a limit of 0 or less.
+
+    Errors: ValueError for an empty prompt, for limits of another number than prompts, for a batch size under 1.
+    """
+    _check_request(prompts, limits, batch_size)
     # The longest first: what does not fit into memory fails at once, and rows of one batch are padded little.
     waiting = sorted(
         (row for row, limit in enumerate(limits) if limit > 0),
         key=lambda row: (-len(prompts[row]), tuple(prompts[row])),
     )
     answers: list[tuple[int, ...]] = [()] * len(prompts)
-    with answering(model), answering(partner[0] if partner else model):
-        for start in range(0, len(waiting), batch_size):
-            rows = waiting[start : start + batch_size]
-            found = _generate_batch(
-                model,
-                [prompts[row] for row in rows],
-                [limits[row] for row in rows],
-                uniforms[rows].to(next(model.parameters()).device),
-                sampling=sampling,
-                eos=eos,
-                vocabulary=vocabulary,
-                partner=partner,
-            )
-            for row, answer in zip(rows, found, strict=True):
-                answers[row] = tuple(answer)
+    for start in range(0, len(waiting), batch_size):
+        rows = waiting[start : start + batch_size]
+        for row, said in zip(rows, answer(rows), strict=True):
+            answers[row] = tuple(said)
     return answers
 
 
@@ -213,12 +231,7 @@ def _write(
     for step in range(max(limits)):
         together = mixed_logits(*logits, share) if share else logits[0]
         tokens = sample(together, uniforms[rows, step], sampling)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if row not in writing:
-                continue
-            answers[row].append(token)
-            if token in eos or len(answers[row]) == limits[row]:
-                writing.remove(row)
+        append_tokens(dict(zip(rows, tokens.tolist(), strict=True)), answers, writing, limits, eos)
         if not writing:
             break
         # Leaving the batch copies the cache: worth it when a quarter of the rows leaves together.
@@ -230,6 +243,21 @@ def _write(
         read = [decode_one_token(each, tokens, state) for each, state in zip(models, states, strict=True)]
         logits, states = _apart(read, vocabulary)
     return answers
+
+
+def append_tokens(
+    tokens: dict[int, int],
+    answers: list[list[int]],
+    writing: set[int],
+    limits: Sequence[int],
+    eos: frozenset[int],
+) -> None:
+    """Append each row's token to its answer; a row that has ended or is at its limit leaves `writing`."""
+    for row, token in tokens.items():
+        if row in writing:
+            answers[row].append(token)
+            if token in eos or len(answers[row]) == limits[row]:
+                writing.remove(row)
 
 
 def _apart(

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill.clock import Clock
-from redistill.generate import Decoding, answering, draw_uniforms, generate, go_on, select_rows
+from redistill.engines.writer import Loop, Request, Writer
+from redistill.generate import Decoding, answering, draw_uniforms, go_on, select_rows
 from redistill.sample import Edit, Sample
 from redistill.sampling import Sampling
 from redistill.scoring import Score, TeacherToken, check_samples, position_uniforms, scored
@@ -47,6 +48,7 @@ def revise_samples(
     batch_size: int,
     clock: Clock | None = None,
     packed: bool = False,
+    writer: Writer | None = None,
 ) -> list[Sample]:
     """Correct each response at its error token and let the student write on from there, `rounds` times.
 
@@ -60,24 +62,26 @@ def revise_samples(
     returns the samples as they are. The last responses are not scored again.
     generator: feeds the teacher's tokens and the student's sampling; the same state gives the same revision.
     clock: gets the phases scoring and revision (correcting, writing on). packed: whether both models `packs`.
+    writer: who writes on for the student, prompt and kept tokens read anew; None: our own loop, from what the
+        scoring has read already.
     Errors: ValueError for `rounds` under 0, `max_completion_length` under 1, and those of `score`.
     """
     _check_settings(rounds, max_completion_length)
     check_samples(samples, batch_size)
     clock = clock or Clock()
     how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
-    writing = Writing(student, sampling, eos, vocabulary, max_completion_length)
+    loop, limit = writer or Loop(student), max_completion_length
+    writing = Writing(student, loop, sampling, eos, vocabulary, limit, batch_size)
     revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
     start = {row: 0 for row, each in enumerate(samples) if each.response}
     for _ in range(rounds):
         looked_at, behind = list(start), {}
-        cut = [_cut(revised[row], max_completion_length) for row in looked_at]
+        cut = [_cut(revised[row], limit) for row in looked_at]
         # All random numbers come first, so that the cut into batches changes none.
         teachers = position_uniforms(cut, how, generator)
-        own = draw_uniforms(len(cut), max_completion_length, sampling, generator)
-        batches = scored(
-            student, teacher, cut, vocabulary, how, teachers, batch_size, keep=True, packed=packed
-        )
+        own = draw_uniforms(len(cut), limit, sampling, generator)
+        keep = {"keep": not writer, "packed": packed}
+        batches = scored(student, teacher, cut, vocabulary, how, teachers, batch_size, **keep)
         for places, scores, state in clock.each("scoring", batches):
             rows = [looked_at[place] for place in places]
             with clock.phase("revision"):
@@ -95,10 +99,12 @@ class Writing:
     """How the student writes; limit: the most tokens of a whole response."""
 
     student: nn.Module
+    writer: Writer
     sampling: Sampling
     eos: frozenset[int]
     vocabulary: int
     limit: int
+    batch_size: int
 
 
 def _write_on(
@@ -124,15 +130,8 @@ def _write_on(
     limits = [writing.limit - corrected[row] for row in unfinished]
     how = {"sampling": writing.sampling, "eos": writing.eos, "vocabulary": writing.vocabulary}
     if state is None:
-        tails = generate(
-            writing.student,
-            prefixes,
-            limits=limits,
-            uniforms=uniforms[places],
-            generator=None,
-            batch_size=len(rows),
-            **how,
-        )
+        asked = Request(prefixes, limits, uniforms=uniforms[places], batch_size=writing.batch_size, **how)
+        tails = writing.writer.write(asked)
     else:
         device = state.position.device
         # The teacher's token is the first that was not read.

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from redistill.clock import Clock
 from redistill.config import Config, RevisionSettings, RolloutSettings
-from redistill.generate import generate
+from redistill.engines.writer import Loop, Request, Writer
+from redistill.generate import draw_uniforms
 from redistill.policy import with_advantages
 from redistill.replay import ReplayBuffer, ShareSchedule
 from redistill.revision import revise_samples
@@ -25,13 +26,15 @@ from redistill.scoring import score
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher over one vocabulary. eos: the ids that end a text. packed: whether both `packs`."""
+    """Student and teacher over one vocabulary. eos: the ids that end a text. packed: whether both `packs`. writer:
+    who writes the student's answers; None: our own loop."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel
     vocabulary: int
     eos: frozenset[int]
     packed: bool = False
+    writer: Writer | None = None
 
 
 @dataclass
@@ -93,6 +96,8 @@ def sequence_level(
     fresh_places = [place for place in places if place not in set(replay_places)]
 
     with clock.phase("rollout"):
+        if pair.writer and places:
+            pair.writer.sync()
         fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
     if revision.revise_replayed:
         fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator, clock)
@@ -123,17 +128,18 @@ def write(
     pair: Pair, references: Sequence[Sample], rollout: RolloutSettings, generator: torch.Generator
 ) -> list[Sample]:
     """The student's own answers to the prompts of `references`."""
-    answers = generate(
-        pair.student,
+    partner = (pair.teacher, rollout.teacher_mix) if rollout.teacher_mix else None
+    how, steps = sampling(rollout), rollout.max_completion_length
+    asked = Request(
         [sample.prompt for sample in references],
-        limits=[rollout.max_completion_length] * len(references),
-        sampling=sampling(rollout),
+        limits=[steps] * len(references),
+        sampling=how,
         eos=pair.eos,
-        generator=generator,
-        batch_size=rollout.batch_size,
         vocabulary=pair.vocabulary,
-        partner=(pair.teacher, rollout.teacher_mix) if rollout.teacher_mix else None,
+        uniforms=draw_uniforms(len(references), steps, how, generator),
+        batch_size=rollout.batch_size,
     )
+    answers = (pair.writer or Loop(pair.student, partner)).write(asked)
     return [
         Sample(sample.prompt, answer, "rollout", sample.source)
         for sample, answer in zip(references, answers, strict=True)
@@ -165,6 +171,7 @@ def revise(
         batch_size=rollout.batch_size,
         clock=clock,
         packed=pair.packed,
+        writer=pair.writer,
     )
 
 

@@ -123,6 +123,23 @@ class DataSettings(Settings):
     """Most held-out examples read; null: all."""
 
 
+class VllmSettings(Settings):
+    """vLLM, where `rollout.engine` is vllm. Every step it loads the student's weights, LoRA merged, from a folder."""
+
+    mode: Literal["colocate", "server"] = "colocate"
+    """colocate: in the training process, on its GPU; server: a `vllm serve` of the student's own model."""
+    url: Annotated[str, Field(pattern=r"^https?://")] = "http://localhost:8000"
+    """Where the server is."""
+    weights_dir: Text | None = None
+    """Folder for the weights, which vLLM must see under the same path; null: the system's for temporary files."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the GPU's memory that a colocated vLLM holds throughout. TRL's 0.3."""
+    timeout: Positive = 600.0
+    """Seconds that the server may take for one answer or one loading of weights. Ours."""
+    retries: Index = 3
+    """How often a request that failed is sent anew, after 1, 2, 4, .. seconds. Ours."""
+
+
 class RolloutSettings(Settings):
     """Which share of the samples the student writes itself, and how it writes."""
 
@@ -162,6 +179,11 @@ class RolloutSettings(Settings):
     """Share of the teacher's distribution mixed into the student's while it writes. MiniLLM's 0.2; 0: none."""
     batch_size: Count = 8
     """Prompts answered at once on one device. Ours."""
+    engine: Literal["loop", "static", "paged", "vllm"] = "loop"
+    """Who writes: loop, our own; static, our own with a cache of fixed size and, on CUDA, a compiled step, which
+    gives the same tokens up to rounding; paged, transformers' `generate_batch`, and vllm, which sample by themselves:
+    their answers agree with the loop's in distribution only, and a paged one depends on its batch."""
+    vllm: VllmSettings = VllmSettings()
 
 
 class RevisionSettings(Settings):

@@ -33,6 +33,7 @@ from redistill.batch import Batch, Counts, collate, count, split_by_length, to_d
 from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
 from redistill.clock import Clock
 from redistill.config import Config
+from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
 from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
@@ -88,11 +89,12 @@ class DistillTrainer(Trainer):
         vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
         ends = ends_of(processing_class, model, config.data.template)
         packed = packs(model, vocabulary) and packs(teacher_model, vocabulary)
-        self.pair = Pair(model, teacher_model, vocabulary, ends, packed)
         if not packed:
             log.info(
-                "several sequences in one row of a batch are not told apart by these models: rows are padded."
+                "a batch is padded: these models do not tell several sequences in one of its rows apart."
             )
+        writer = engine_of(config, model, processing_class, args.world_size)
+        self.pair = Pair(model, teacher_model, vocabulary, ends, packed, writer)
         start = torch.Generator().manual_seed(args.seed)
         self.objective = Objective(config.objective, start).to(args.device)
         self.rollout_state = initial_state(config.rollout, args.seed + args.process_index)
