@@ -121,7 +121,7 @@ class Server:
             except TimeoutError:
                 failure = f"gave no reply within {self.timeout:g} s"
             except (http.client.HTTPException, ValueError):
-                failure = "broke off in the middle of a reply"
+                failure = "broke off its reply"
             except OSError as error:
                 slow = isinstance(getattr(error, "reason", None), TimeoutError)
                 failure = (

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from redistill.loading import quiet_loading
 from redistill.models import plain_model
 
 
@@ -33,7 +34,8 @@ class WeightFolders:
         """
         self._count += 1
         folder = Path(self._home.name).resolve() / str(self._count)
-        plain_model(model).save_pretrained(str(folder), state_dict=whole_weights(model))
+        with quiet_loading():
+            plain_model(model).save_pretrained(str(folder), state_dict=whole_weights(model))
         yield folder
         for earlier in folder.parent.iterdir():
             if earlier != folder:
