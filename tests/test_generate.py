@@ -291,3 +291,18 @@ def test_a_prompt_that_comes_again_is_read_once_and_answered_as_if_alone(family,
         for row, (prompt, limit) in enumerate(zip(prompts, [10, 4, 7], strict=True))
     ]
     assert together == alone and read == [2, 1, 1, 1] and together[0][:7] != together[2]
+
+
+def test_a_row_at_its_limit_is_not_read_past_the_positions_of_the_model():
+    model = tiny_gpt2(VOCAB)
+    room = model.config.n_positions
+    generator = torch.Generator().manual_seed(0)
+    long = torch.randint(4, VOCAB, (room - 10,), generator=generator).tolist()
+    prompts, limits = [long, *[[5 + row] for row in range(7)]], [10, *[40] * 7]
+    how = {"sampling": Sampling(0.0), "eos": frozenset[int](), "generator": None}
+    together = generate(model, prompts, limits=limits, batch_size=8, **how)
+    assert [len(answer) for answer in together] == limits
+    assert together == [
+        generate(model, [prompt], limits=[limit], batch_size=1, **how)[0]
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -228,6 +228,8 @@ def _write(
         make_room(state.cache)
     rows = list(range(len(limits)))
     writing = set(rows)
+    # A row that has ended is read on with the others, but not at positions that the model may not have.
+    last = states[0].position + torch.tensor(limits, device=logits[0].device) - 1
     for step in range(max(limits)):
         together = mixed_logits(*logits, share) if share else logits[0]
         tokens = sample(together, uniforms[rows, step], sampling)
@@ -239,7 +241,9 @@ def _write(
             kept = [place for place, row in enumerate(rows) if row in writing]
             rows = [rows[place] for place in kept]
             chosen = torch.tensor(kept, device=tokens.device)
-            tokens, states = tokens[chosen], [select_rows(each, chosen) for each in states]
+            tokens, last = tokens[chosen], last[chosen]
+            states = [select_rows(each, chosen) for each in states]
+        states = [replace(each, position=each.position.minimum(last)) for each in states]
         read = [decode_one_token(each, tokens, state) for each, state in zip(models, states, strict=True)]
         logits, states = _apart(read, vocabulary)
     return answers
