@@ -54,7 +54,7 @@ def likelihoods(model, tokenizer, question: str, choices: list[str]) -> list[flo
         ids = torch.tensor([whole])
         select = torch.arange(len(prompt) - 1, len(whole) - 1)
         with torch.no_grad():
-            rows = head.logits(hidden_states(model, ids, torch.ones_like(ids), select)).log_softmax(-1)
+            rows = head.logits(hidden_states(model, ids, select)).log_softmax(-1)
         found.append(float(rows.gather(-1, torch.tensor(whole[len(prompt) :])[:, None]).sum()))
     return found
 
