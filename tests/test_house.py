@@ -14,6 +14,7 @@ FILES = sorted(SRC.rglob("*.py"))
 # Imports go one way: a module may import what stands before it.
 ORDER = [
     "clock",
+    "meters",
     "sample",
     "settings",
     "objective_settings",
@@ -53,6 +54,7 @@ ORDER = [
     "trainer",
     "teacher_answers",
     "prepare",
+    "profiling",
     "evaluation",
     "console",
     "measure",

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
+# Entered with the name of a phase while it lasts, to measure more of it than its time (`meters.py`).
+Meter = Callable[[str], AbstractContextManager[None]]
 
 
 class Clock:
     """`seconds` by phase, as the host sees them: it never waits for a device, so work that is still queued on one
-    falls to the phase that first needs its result."""
+    falls to the phase that first needs its result.
 
-    def __init__(self) -> None:
+    meters: what else is measured of each phase; what they do is part of its time.
+    """
+
+    def __init__(self, *meters: Meter) -> None:
         self.seconds: dict[str, float] = {}
+        self._meters = meters
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Adds what happens inside to a phase; phases do not lie in one another."""
         started = time.perf_counter()
         try:
-            yield
+            with ExitStack() as measured:
+                for meter in self._meters:
+                    measured.enter_context(meter(name))
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 

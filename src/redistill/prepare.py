@@ -1,16 +1,17 @@
-"""A recipe -> models, tokenizer and samples, checked before any training."""
+"""A recipe -> models, tokenizer and samples, checked before any training, and the trainer of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from redistill.chat import Template, to_sample
+from redistill.clock import Clock
 from redistill.config import Config, DataSettings
 from redistill.data import DataError, load_examples
 from redistill.loading import best_device
@@ -26,8 +27,12 @@ from redistill.models import (
 from redistill.sample import Example, Sample
 from redistill.student import prune_layers, select_layers
 from redistill.teacher_answers import with_teacher_answers
+from redistill.trainer import DistillTrainer
 
 log = logging.getLogger(__name__)
+
+# For what a recipe's `training` section leaves out: our own bar instead of the engine's, every step logged.
+ENGINE_DEFAULTS = {"disable_tqdm": True, "report_to": "none", "logging_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,33 @@ def prepare(config: Config) -> Prepared:
         train = replace(train, samples=tuple(answered))
     log.info("student %s parameters, teacher %s", parameter_count(student), parameter_count(teacher))
     return Prepared(student, teacher, tokenizer, train, heldout, evaluation)
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    """`config` with the engine's options as our commands run it, in `folder`."""
+    training = {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}
+    return config.model_copy(update={"training": training})
+
+
+def trainer_of(
+    config: Config,
+    prepared: Prepared,
+    callbacks: Sequence[TrainerCallback] = (),
+    new_clock: Callable[[], Clock] = Clock,
+) -> DistillTrainer:
+    """The trainer of what was prepared, without the engine's own printer; `config` is one of `in_folder`."""
+    trainer = DistillTrainer(
+        prepared.student,
+        prepared.teacher,
+        config,
+        prepared.tokenizer,
+        prepared.train.samples,
+        prepared.heldout.samples,
+        callbacks=list(callbacks),
+        new_clock=new_clock,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def load_student(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from redistill import checkpoint
 from redistill.budget import Spending
@@ -18,12 +18,9 @@ from redistill.config import Config
 from redistill.console import training_progress
 from redistill.evaluation.score import EvaluationRow
 from redistill.measure import Bench
-from redistill.prepare import Prepared, prepare
+from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
-
-# For what a recipe's `training` section leaves out: our own bar instead of the engine's, every step logged.
-ENGINE_DEFAULTS = {"disable_tqdm": True, "report_to": "none", "logging_steps": 1}
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ def train(
 def _train(
     config: Config, folder: Path, console: Console, prepared: Prepared | None, go_on: bool, started: float
 ) -> Outcome:
-    training = {**ENGINE_DEFAULTS, **config.training, "output_dir": str(folder)}
-    config = config.model_copy(update={"training": training})
+    config = in_folder(config, folder)
     last = checkpoint.latest(folder)
     if last is not None and not go_on:
         refuse_other_recipe(config, folder)
@@ -74,16 +70,7 @@ def _train(
     if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
         earlier = bench.rows_before(going_on=last is not None)
     signals, bounded = checkpoint.SaveOnSignal(), Spending(config.budget).bounded
-    trainer = DistillTrainer(
-        prepared.student,
-        prepared.teacher,
-        config,
-        prepared.tokenizer,
-        prepared.train.samples,
-        prepared.heldout.samples,
-        callbacks=[training_progress(console, bounded=bounded), signals],
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = trainer_of(config, prepared, [training_progress(console, bounded=bounded), signals])
     step, finished = _train_from(trainer, last, console)
     student = folder / "student"
     if not finished:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class DistillTrainer(Trainer):
     config: a `redistill.Config`; its `training` section becomes `TrainingArguments` as it is.
     processing_class: the tokenizer that made the samples.
     train_dataset, eval_dataset: `Sample`s with the data set's responses (none in prompt-only data).
+    new_clock: makes the clock of each step.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class DistillTrainer(Trainer):
         train_dataset: Sequence[Sample],
         eval_dataset: Sequence[Sample] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        new_clock: Callable[[], Clock] = Clock,
     ):
         unbounded = {"max_steps": NO_END} if Spending(config.budget).bounded else {}
         args = TrainingArguments(**{**config.training, **unbounded, "remove_unused_columns": False})
@@ -104,6 +106,7 @@ class DistillTrainer(Trainer):
         self.watch = TermWatch(config.objective)
         self.chunker = load_chunker(config.objective.span.chunker)
         self.bad_steps = BadSteps()
+        self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
 
     # What is trained on
@@ -112,7 +115,7 @@ class DistillTrainer(Trainer):
         self, epoch_iterator: Iterator[list[Sample]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Counts]:
         """One optimizer step's micro-batches, written, revised and collated together, and what is in them."""
-        self._started, self.clock = time.perf_counter(), Clock()
+        self._started, self.clock = time.perf_counter(), self.new_clock()
         self._stats: list[Stats] = []
         self._losses: list[Tensor] = []
         with self.clock.phase("waiting"):

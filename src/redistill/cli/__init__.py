@@ -14,7 +14,7 @@ import typer
 
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
-from redistill.cli.training import demo, prune, train
+from redistill.cli.training import demo, profile, prune, train
 
 app = typer.Typer(
     name="redistill",
@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, train, prune, evaluate, judge, compare, revise):
+for command in (demo, train, profile, prune, evaluate, judge, compare, revise):
     app.command()(command)
 app.command(hidden=True)(compare_run)
 

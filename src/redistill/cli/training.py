@@ -1,13 +1,23 @@
-"""The commands that make a student: demo, train, prune."""
+"""The commands that make a student: demo, train, prune; and profile, which takes a training step apart."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from redistill.cli.options import Dtype, Output, Set, Template, terminal
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from redistill.config import Config
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See recipes/ for examples.")]
+Method = Annotated[
+    str | None, typer.Option(help="Lay a method over the recipe: sft, kd, gkd, minillm, mgsr, ..")
+]
 
 
 def demo(
@@ -24,23 +34,18 @@ def demo(
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See recipes/ for examples.")],
+    recipe: Recipe,
     set_: Set = None,
     output: Output = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on even under changed settings.")] = False,
-    method: Annotated[
-        str | None, typer.Option(help="Lay a method over the recipe: sft, kd, gkd, minillm, mgsr, ..")
-    ] = None,
+    method: Method = None,
 ) -> None:
     """Train a student as RECIPE.yaml says; a run that was stopped goes on from its last checkpoint."""
-    from redistill.config import load_config
     from redistill.console import evaluation_table
     from redistill.run import train as run_training
 
-    config = load_config(recipe, set_ or (), method)
     console = terminal()
-    for doubt in config.warnings():
-        console.print(f"warning: {doubt}", style="yellow", highlight=False)
+    config = _config(recipe, set_, method, console)
     folder = output or Path(str(config.training.get("output_dir", Path("runs") / recipe.stem)))
     outcome = run_training(config, folder, console, go_on=resume)
     if not outcome.finished:
@@ -49,6 +54,46 @@ def train(
     if outcome.rows:
         console.print(evaluation_table(outcome.rows))
     console.print(f"The student lies in {outcome.student}.", soft_wrap=True)
+
+
+def profile(
+    recipe: Recipe,
+    set_: Set = None,
+    steps: Annotated[int, typer.Option(min=1, help="How many are measured, after one that is not.")] = 3,
+    method: Method = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="File that gets the same as JSON.")] = None,
+) -> None:
+    """Show where the time and memory of RECIPE.yaml's training step go; nothing else is left behind."""
+    import json
+
+    from redistill.console import profile_table
+    from redistill.evaluation.results import made_with
+    from redistill.profiling import profile as run_profile
+    from redistill.runlog import write_whole
+
+    console = terminal()
+    found = run_profile(_config(recipe, set_, method, console), steps)
+    console.print(profile_table(found))
+    worst, rate = found.slowest(), found.matmul_rate / 1e9
+    console.print(
+        f"A matrix product in {found.dtype} does {rate:,.0f} GFLOP/s here ({found.device}). Most time beyond that "
+        f"floor goes to {worst.name}: {worst.seconds - found.floor(worst):.3f} s of its {worst.seconds:.3f} s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if json_ is not None:
+        json_.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(json_, json.dumps({**found.record(), **made_with()}, indent=1) + "\n")
+
+
+def _config(recipe: Path, overrides: list[str] | None, method: str | None, console: Console) -> Config:
+    """The recipe under its options; what is doubtful in it is said."""
+    from redistill.config import load_config
+
+    config = load_config(recipe, overrides or (), method)
+    for doubt in config.warnings():
+        console.print(f"warning: {doubt}", style="yellow", highlight=False)
+    return config
 
 
 def prune(

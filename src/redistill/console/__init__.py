@@ -8,7 +8,14 @@ from redistill.console.counting import CountDisplay
 from redistill.console.marks import Marked, marked_from_sample, marked_revision, show_revision
 from redistill.console.plain import plain_text
 from redistill.console.progress import StepDisplay, training_progress
-from redistill.console.tables import answers_table, evaluation_table, judge_table, position_table, task_table
+from redistill.console.tables import (
+    answers_table,
+    evaluation_table,
+    judge_table,
+    position_table,
+    profile_table,
+    task_table,
+)
 
 __all__ = [
     "CountDisplay",
@@ -21,6 +28,7 @@ __all__ = [
     "marked_revision",
     "plain_text",
     "position_table",
+    "profile_table",
     "show_revision",
     "task_table",
     "training_progress",

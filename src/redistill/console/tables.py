@@ -1,4 +1,5 @@
-"""The tables: models beside each other, what they score and how they write; the positions of one response."""
+"""The tables: models beside each other, what they score and how they write; the positions of one response; the
+phases of a training step."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from redistill.evaluation.score import EvaluationRow
 if TYPE_CHECKING:
     from redistill.evaluation.judge import Verdicts
     from redistill.evaluation.tasks import TaskScore
+    from redistill.profiling import Profile
 
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
@@ -84,6 +86,27 @@ def judge_table(rows: Sequence[tuple[str, Verdicts]]) -> Table:
             _number(said.p_value, 3),
             _percent(said.agreement),
             f"{said.position_bias:+.2f}",
+        )
+    return table
+
+
+def profile_table(profile: Profile) -> Table:
+    """One line per phase of a step, and their sum: time, memory, arithmetic; "-" is "not known" and "none"."""
+    table = _frame(
+        "seconds", "share %", "peak\nMB", "GFLOP", "GFLOP/s", "of the\nmatmul's %", "floor\nseconds"
+    )
+    for each in (*profile.phases, profile.whole):
+        rate = profile.rate(each)
+        seldom = f" (in {each.steps} of {profile.steps})" if each.steps < profile.steps else ""
+        table.add_row(
+            each.name + seldom,
+            _number(each.seconds, 3),
+            _percent(profile.share(each)),
+            _number(None if each.peak_bytes is None else each.peak_bytes / 1e6, 0),
+            _number(each.flops / 1e9 if each.flops else None, 2),
+            _number(None if rate is None else rate / 1e9, 1),
+            _percent(None if rate is None else rate / profile.matmul_rate),
+            _number(profile.floor(each) if each.flops else None, 3),
         )
     return table
 
