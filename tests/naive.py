@@ -80,22 +80,27 @@ def clip_mask(
 ) -> Tensor:
     """m of one row: walk from the least to the most probable block and cut each one's interval with the levels."""
     m: list[Tensor] = [p.new_ones(())] * len(p)
-    position = 0.0
-    for value in sorted(set(p.tolist())):
-        members = [k for k in range(len(p)) if p[k].item() == value]
-        length = sum(p[k].item() if quantile == "mass" else 1 / len(p) for k in members)
-        if length > 0:
-            start = lower.clamp(min=position) if lower > 0 else position
-            end = upper.clamp(max=position + length) if upper < 1 else position + length
-            inside = (end - start) / length + p.new_zeros(())
-            share = inside.clamp(0, 1) if inside <= 0 or inside > 1 else inside
+    blocks: dict[float, list[int]] = {}
+    for k, value in enumerate(p.tolist()):
+        blocks.setdefault(value, []).append(k)
+    position, low, high = 0.0, float(lower), float(upper)
+    for value, members in sorted(blocks.items()):
+        length = sum(value if quantile == "mass" else 1 / len(p) for _ in members)
+        if length == 0:
+            share = p.new_tensor(float(low == 0))
+        elif position + length <= low or position >= high:
+            share = p.new_zeros(())
+        elif low <= position and position + length <= high:
+            share = p.new_ones(())
         else:
-            share = p.new_tensor(float(lower == 0))
+            start = lower.clamp(min=position) if low > 0 else position
+            end = upper.clamp(max=position + length) if high < 1 else position + length
+            share = (end - start) / length + p.new_zeros(())
         for k in members:
             m[k] = share
         position += length
     if keep_target:
-        m[max(range(len(p)), key=lambda k: p[k].item())] = p.new_ones(())
+        m[max(range(len(p)), key=p.tolist().__getitem__)] = p.new_ones(())
     return torch.stack(m)
 
 
@@ -123,7 +128,7 @@ def masked(q: Tensor, p: Tensor, m: Tensor, rest: str = "bucket", name: str = "f
         return sum(g(p[k], q[k]) for k in range(len(p)) if m[k] > 0)
     first = sum((m[k] * g(p[k], q[k]) for k in range(len(p)) if m[k] > 0), start=q.new_zeros(()))
     left_p, left_q = ((1 - m) * p).sum(), ((1 - m) * q).sum()
-    return first if rest == "drop" or left_p == 0 else first + g(left_p, left_q)
+    return first if rest == "drop" or left_p == left_q == 0 else first + g(left_p, left_q)
 
 
 def dac_kl(
@@ -156,7 +161,8 @@ def span_correlation(
             a, b = p[j] * p[j + 1], q[j] * q[j + 1]
             square = ((a - b) ** 2).sum()
             cosine = 1 - (a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt()
-            gaps.append({"norm": square.sqrt(), "squared": square, "cosine": cosine}[distance])
+            norm = square.sqrt() if square > 0 else square
+            gaps.append({"norm": norm, "squared": square, "cosine": cosine}[distance])
         if gaps:
             means.append(sum(gaps) / len(gaps))
     return torch.stack(means)

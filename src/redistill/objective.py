@@ -71,6 +71,8 @@ class Objective(nn.Module):
     ) -> Part:
         """The weighted sum over `[n, V]` logits, divided by `counts`; its gradients; and the terms' sums unweighted.
 
+        Finite for all logits below +inf: where a formula is infinite (a class that one bars and the other does not),
+        it is what `divergences.LOG_FLOOR` makes of it.
         Each term says what it wants of log q, and log-softmax is gone back through once for all of them.
 
         teacher: None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
@@ -142,7 +144,7 @@ class Objective(nn.Module):
         assert parts is not None
         found = clipped(view.both, clip, dac.rest, parts)
         stats["token"] = found.divergence.sum()
-        stats["lower"], stats["upper"] = levels[0].detach(), levels[1].detach()
+        stats["lower"], stats["upper"] = (level.detach().float() for level in levels)
         stats["retained_mass"], stats["retained_classes"] = found.mass, clip.m.sum(-1)
         view.wanted.add_(found.by_log_q, alpha=scale)
         # Coverage keeps the network from clipping everything away; it depends on teacher and levels alone.
@@ -167,7 +169,7 @@ class _View:
         self.wanted = torch.zeros_like(self.log_q)
 
     def by_logits(self) -> Tensor:
-        return to_logits(self.wanted, self.q)
+        return to_logits(self.wanted, self.log_q, self.q)
 
 
 def _divergence(settings: ObjectiveSettings, both: Distributions) -> tuple[Tensor, Tensor]:

@@ -42,13 +42,16 @@ class ClipNetwork(nn.Module):
     def forward(
         self, student_logits: Float[Tensor, "N V"], teacher_logits: Float[Tensor, "N V"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """`lower, upper`, each [N] fp32, 0 < lower < upper < 1. No gradient goes to the logits."""
+        """`lower, upper`, each [N] fp64, 0 < lower < upper < 1. No gradient goes to the logits.
+
+        fp64, as the mass above `upper` is what counts: 1 - upper would have five digits left in fp32.
+        """
         return self.levels(distributions(student_logits, teacher_logits))
 
     def levels(self, both: Distributions) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """`forward`, from what else is made of the logits too."""
         features = self._features(both)
-        raw = self.outer(nn.functional.silu(self.inner(features.to(self.inner.weight.dtype)))).float()
+        raw = self.outer(nn.functional.silu(self.inner(features.to(self.inner.weight.dtype)))).double()
         below, above = (0.5 * (raw + torch.sqrt(raw.square() + self.BEND**2))).unbind(-1)
         whole = 1 + below + above
         return below / whole, (1 + below) / whole

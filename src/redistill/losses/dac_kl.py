@@ -81,6 +81,8 @@ def dac_kl(
     "bucket": sum m g(p, q) + g(R_p, R_q), a true divergence, between 0 and D, 0 at p = q;
     "drop": the first term alone (the paper's Eq. 7-8 as we read them; can be negative, 0 at p = q);
     "renormalize": D of m p and m q, each divided by its sum (at least 0; 0 at p = q).
+    Nothing is infinite: a bucket of less mass than fp32 can hold counts as 1e-38, kept mass below 1e-30 as 1e-30, and
+    classes whose probability fp32 cannot hold are one block, in the middle of which "rank" may cut.
     `edge`: "exact", or "sigmoid": m = s(log p - log t_lower) s(log t_upper - log p), s the sigmoid with slope
     `sharpness` per nat and t the probability at a level (interpolated; sorts the vocabulary; an ablation).
     `keep_target`: m = 1 for the teacher's argmax (the first one of equals).
@@ -137,7 +139,6 @@ def clip_of(
     sharpness: float = 4.0,
 ) -> Clip:
     """m for checked levels (lower, upper); the rest as in `dac_kl`."""
-    levels = levels[0].float(), levels[1].float()
     if edge == "exact":
         return _exact_clip(both.p, levels, quantile, keep_target)
     return _sigmoid_clip(both.log_p, levels, quantile, keep_target, sharpness)
@@ -190,7 +191,7 @@ def _sigmoid_clip(
         part = ((level[:, None] - (end.gather(1, right) - span)) / span).clamp(0, 1)
         return torch.lerp(logs.gather(1, left), logs.gather(1, right), part)
 
-    lower, upper = (log_threshold(level) for level in levels)
+    lower, upper = (log_threshold(level.float()) for level in levels)
     m = torch.sigmoid(sharpness * (log_p - lower)) * torch.sigmoid(sharpness * (upper - log_p))
     if keep_target:
         m = m.scatter(1, log_p.argmax(-1, keepdim=True), 1.0)
@@ -251,7 +252,7 @@ class _ClippedDivergence(torch.autograd.Function):
         parts: FDivergence,
     ) -> tuple[Tensor, Tensor]:
         found = clipped(both, clip, rest, parts)
-        by_logits = to_logits(found.by_log_q, both.q)
+        by_logits = to_logits(found.by_log_q, both.log_q, both.q)
         ctx.save_for_backward(by_logits, found.by_moving, found.mass_by_moving, clip.row)
         ctx.dtype = student_logits.dtype
         return found.divergence, found.mass

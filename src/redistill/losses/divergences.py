@@ -19,8 +19,9 @@ from redistill.losses.quantile import find_blocks
 Logits = Float[Tensor, "N V"]
 PerToken = Float[Tensor, " N"]
 
-# The log-probability of an impossible class (logit -inf). Far below what real logits give, and finite, so
-# that 0 * log(0) is 0 and no gradient is NaN; KL against an impossible class is then huge, not infinite.
+# The log-probability of an impossible class (logit -inf). Far below what real logits give, and finite, so that
+# 0 * log(0) is 0 and no gradient is NaN. What would be infinite (a class that one of the two bars and the other does
+# not) costs 1e5 nats times its probability; a class that the student bars is a constant, without gradient.
 LOG_FLOOR = -1e5
 
 
@@ -57,12 +58,17 @@ class Distributions(NamedTuple):
 def distributions(student_logits: Logits, teacher_logits: Logits) -> Distributions:
     """Both, of checked logits."""
     check_logits(student_logits, teacher_logits)
-    log_p, log_q = log_probabilities(teacher_logits), log_probabilities(student_logits)
+    log_p, log_q = (
+        F.log_softmax(logits.float(), dim=-1).clamp_(min=LOG_FLOOR)
+        for logits in (teacher_logits, student_logits)
+    )
     return Distributions(log_p, log_q, log_p.exp(), log_q.exp())
 
 
-def to_logits(by_log_q: Tensor, q: Tensor) -> Tensor:
-    """The gradient of the logits for that of log q, in its place: what log-softmax hands back."""
+def to_logits(by_log_q: Tensor, log_q: Tensor, q: Tensor) -> Tensor:
+    """The gradient of the logits for that of log q, in its place: what log-softmax and its floor hand back."""
+    if log_q.numel() and log_q.amin() <= LOG_FLOOR:
+        by_log_q.masked_fill_(log_q <= LOG_FLOOR, 0.0)
     return by_log_q.addcmul_(q, by_log_q.sum(-1, keepdim=True), value=-1)
 
 
