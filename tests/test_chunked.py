@@ -60,7 +60,7 @@ def loss_of(extra, logits, teacher):
     return (log_q[:, 0] * extra(logits).squeeze(-1)).sum() + (log_p.exp() * (log_p - log_q)).sum()
 
 
-def run(head, teacher, extra, hidden, seen, cut, slab):
+def run(head, teacher, extra, hidden, seen, cut, slab, exact=True):
     def block_loss(logits, teacher_logits, index):
         loss = loss_of(extra, logits, teacher_logits)
         return loss, {"sum": loss, "each": logits[:, 0], "index": torch.tensor(float(index))}
@@ -68,9 +68,9 @@ def run(head, teacher, extra, hidden, seen, cut, slab):
     own = list(extra.parameters())
     return chunked(
         by_autograd(block_loss, own),
-        projection_of(head, hidden, trains=True),
+        projection_of(head, hidden, trains=True, exact=exact),
         hidden,
-        projection_of(teacher, seen, trains=False),
+        projection_of(teacher, seen, trains=False, exact=exact),
         seen,
         [Block(*each) for each in CUTS[cut]],
         slab,
@@ -95,12 +95,13 @@ def test_equal_to_dense(name, cut, slab):
     assert float(stats["index"]) == sum(range(len(CUTS[cut])))
 
 
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("name", ["linear", "bias, scaled, capped, trimmed", "module"])
-def test_under_autocast_the_head_computes_in_bf16_and_its_gradient_stays_fp32(name):
+def test_under_autocast_the_head_computes_in_bf16_and_its_gradient_stays_fp32(name, exact):
     head, teacher, extra, hidden, seen = setup(name, torch.float32)
     trained = [hidden, *head.parameters()]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _ = run(head, teacher, extra, hidden, seen, "some", 5)
+        total, _ = run(head, teacher, extra, hidden, seen, "some", 5, exact)
         logits = head.logits(hidden)
         dense = loss_of(extra, logits[:SEEN], teacher.logits(seen)) + loss_of(extra, logits[SEEN:], None)
     got, wanted = torch.autograd.grad(total, trained), torch.autograd.grad(dense, trained)

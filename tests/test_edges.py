@@ -11,6 +11,7 @@ from test_models import MODELS, VOCAB
 from tiny import tiny_llama
 from torch import Tensor, nn
 
+from redistill import projection
 from redistill.batch import Counts, Row, collate, count
 from redistill.config import DacSettings, ObjectiveSettings
 from redistill.losses.chunked import Block, chunked
@@ -81,6 +82,7 @@ class Case:
     settings: ObjectiveSettings
     made: Inputs
     dtype: torch.dtype = torch.float32
+    slab: int = 4
 
     def __post_init__(self):
         n, size = len(self.made.hidden), len(self.made.weight)
@@ -109,7 +111,7 @@ class Case:
         self.hidden = self.made.hidden.to(self.dtype)
         self.teacher_hidden = self.made.teacher_hidden.to(self.dtype)[: self.seen]
 
-    def ours(self) -> tuple[Tensor, list[Tensor]]:
+    def ours(self, scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
         hidden, size = self.hidden.clone().requires_grad_(), len(self.made.weight)
 
         def block_loss(logits, teacher_logits, index):
@@ -125,13 +127,13 @@ class Case:
             projection_of(Head(self.teacher, 1.0, None, size), self.teacher_hidden, trains=False),
             self.teacher_hidden,
             [Block(start, stop, distill) for start, stop, _, distill in self.blocks],
-            4,
+            self.slab,
             own,
         )
         wanted = [hidden, self.head.weight, self.head.bias, *own]
-        return total.detach(), list(torch.autograd.grad(total, wanted))
+        return total.detach(), list(torch.autograd.grad(scale * total, wanted))
 
-    def twin(self) -> tuple[Tensor, list[Tensor]]:
+    def twin(self, scale: float = 1.0) -> tuple[Tensor, list[Tensor]]:
         hidden, weight, bias = (
             each.detach().double().requires_grad_()
             for each in (self.hidden, self.head.weight, self.head.bias)
@@ -144,7 +146,7 @@ class Case:
             self.targets, self.spans, self.fitted, self.seen, COUNTS,
         )  # fmt: skip
         own = network.parameters() if network else []
-        taken = torch.autograd.grad(total, [hidden, weight, bias, *own], materialize_grads=True)
+        taken = torch.autograd.grad(scale * total, [hidden, weight, bias, *own], materialize_grads=True)
         return total.detach(), list(taken)
 
 
@@ -212,6 +214,55 @@ def test_extreme_rows_clipped(case, kind):
         assert all(each.isfinite().all() for each in (value, *grads))
     else:
         assert_equal(problem, 1e-2 if infinite(case, kind) else 1e-5)
+
+
+@pytest.fixture(params=["cpu", "gpu"])
+def products(request, monkeypatch):
+    """What a GPU does, with its product of 16-bit numbers that comes in fp32 stood in for."""
+    if request.param == "gpu":
+        monkeypatch.setattr(projection, "_multiplies_16_bits", lambda _: True)
+        mm = torch.mm
+
+        def wide_mm(a, b, out_dtype=None, *, out=None):
+            if out_dtype is None:
+                return mm(a, b) if out is None else mm(a, b, out=out)
+            assert a.dtype == b.dtype and a.dtype.itemsize == 2 and out_dtype == torch.float32
+            return mm(a.float(), b.float()) if out is None else mm(a.float(), b.float(), out=out)
+
+        monkeypatch.setattr(torch, "mm", wide_mm)
+    monkeypatch.setattr(projection, "_PIECE", 7 * WIDTH)  # heads in many pieces
+    return request.param
+
+
+LOW = [(torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
+
+
+@pytest.mark.parametrize(("dtype", "unit"), LOW)
+@pytest.mark.parametrize("case", [*PLAIN[:3], *DAC[::8]], ids=str)
+def test_heads_of_16_bits_are_exact_but_for_the_rounding_of_what_they_return(case, dtype, unit, products):
+    made = inputs("odd", 60, 257)
+    made.weight *= 3  # logits near 20
+    problem = Case(settings(case), made, dtype, slab=100)
+    (value, grads), (wanted, wanted_grads) = problem.ours(), problem.twin()
+    assert error([value], [wanted]) < 1e-5
+    # The head's gradient is rounded for each of two slabs; on a GPU that of the logits is, too.
+    for got, true, roundings in zip(grads[:3], wanted_grads[:3], (1, 2, 1), strict=True):
+        assert got.dtype == dtype
+        assert error([got], [true]) < unit * (roundings + (products == "gpu")) ** 0.5
+    if products == "cpu":
+        assert error(grads[0:3:2], [each.to(dtype) for each in wanted_grads[0:3:2]]) < 1e-3
+    assert not grads[3:] or error(grads[3:], wanted_grads[3:], floor=0.1) < 1e-4
+
+
+@pytest.mark.usefixtures("products")
+def test_float16_gradients_survive_many_tokens(monkeypatch):
+    """Divided by a million tokens, most of them are below what float16 holds; the loss scale brings them back."""
+    monkeypatch.setattr(f"{__name__}.COUNTS", Counts(7e6, 5e6, 2e6))
+    problem = Case(settings({"token_loss": "forward_kl"}), inputs("odd", 60, 257), torch.float16, slab=100)
+    for slab in (4, 100):
+        problem.slab = slab
+        (_, ours), (_, wanted) = problem.ours(scale=2.0**20), problem.twin(scale=2.0**20)
+        assert error(ours[:1], wanted[:1]) < 1e-3
 
 
 def frozen_head():

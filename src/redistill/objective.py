@@ -247,11 +247,12 @@ def batch_loss(
         written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
         return objective(logits, teacher_logits, targets, spans, sft, counts, written)
 
+    exact = objective.settings.float32_logits
     return chunked(
         block_loss,
-        projection_of(head_of(student, vocabulary), hidden, trains=True),
+        projection_of(head_of(student, vocabulary), hidden, trains=True, exact=exact),
         hidden,
-        projection_of(head_of(teacher, vocabulary), teacher_hidden, trains=False),
+        projection_of(head_of(teacher, vocabulary), teacher_hidden, trains=False, exact=exact),
         teacher_hidden,
         [Block(each.start, each.stop, each.distill) for each in slices],
         objective.settings.chunk_size,

@@ -103,3 +103,6 @@ class ObjectiveSettings(Settings):
     policy: PolicySettings = PolicySettings()
     chunk_size: Count = 1024
     """Response tokens whose logits are held at once: memory against speed, never the result. Ours."""
+    float32_logits: bool = True
+    """Logits of a bfloat16 or float16 head, and their gradients, in float32. false: rounded to 16 bits as in the
+    model's own forward, for half the memory; then many classes look equal to DAC-KL, and float16 loses gradients."""

@@ -3,11 +3,15 @@
 A plain linear head is projected into one buffer that all slabs share, and its gradients are added up in place, as a
 fresh `[slab, V]` or `[V, H]` tensor for every slab takes its time too. Any other head (LoRA on it, a module of its
 own) goes through autograd.
+
+A 16-bit head (bfloat16, float16, autocast) gives logits in fp32, and takes their gradient so: products are summed in
+fp32 anyway, and in bfloat16 a logit near 20 is off by up to 0.06. A GPU multiplies 16-bit numbers into fp32 (from
+torch 2.8); torch on a CPU does not, so there pieces of the head are widened in turn. Other heads round as they do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +20,15 @@ from torch.nn import Parameter
 from redistill.losses.chunked import Projection, add_up
 from redistill.models import Head
 
+# Elements of a head that are widened, or of its gradient that are made, at once.
+_PIECE = 2**23
 
-def projection_of(head: Head, like: Tensor, *, trains: bool) -> Projection:
-    """like: hidden states, for device and dtype. trains: whether gradients of the head's parameters are wanted."""
+
+def projection_of(head: Head, like: Tensor, *, trains: bool, exact: bool = True) -> Projection:
+    """like: hidden states, for device and dtype. trains: whether gradients of the head's parameters are wanted.
+    exact: logits of 16-bit heads, and their gradients, are fp32; otherwise 16 bits like the head."""
     linear = type(head.module) is nn.Linear
-    return (_Linear if linear else _Module)(head, like, trains)
+    return (_Linear if linear else _Module)(head, like, trains, exact)
 
 
 def _compute_dtype(like: Tensor) -> torch.dtype:
@@ -28,10 +36,35 @@ def _compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
+def _multiplies_16_bits(like: Tensor) -> bool:
+    """Whether the device has products of 16-bit numbers that come in fp32."""
+    return like.device.type == "cuda"
+
+
+def _times(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.mm(a, b) if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+
+
+def _narrowed(by: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | float]:
+    """`by` in another dtype, and what a product with it is to be multiplied by. It may be overwritten.
+
+    The largest becomes 2^13 or more, by a power of 2, where the dtype has fewer bits: a gradient that is divided by
+    thousands of tokens would vanish in float16.
+    """
+    if dtype.itemsize >= by.dtype.itemsize:
+        return by.to(dtype), 1.0
+    peak = torch.linalg.vector_norm(by, ord=torch.inf).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = torch.exp2(peak.log2().floor() - 13)
+    return by.div_(scale).to(dtype), scale
+
+
 class _Base:
-    def __init__(self, head: Head, like: Tensor, trains: bool):
+    def __init__(self, head: Head, like: Tensor, trains: bool, exact: bool):
         self.head, self.like = head, like
         self.parameters: Sequence[Parameter] = head.parameters() if trains else []
+        computed = _compute_dtype(like)
+        self._wide = torch.promote_types(computed, torch.float32) if exact else computed
+        self._dtype = computed if _multiplies_16_bits(like) else self._wide
 
     def logits(self, projected: Tensor) -> Tensor:
         return self.head.finish(projected)
@@ -43,58 +76,84 @@ class _Base:
 
 
 class _Linear(_Base):
-    def __init__(self, head: Head, like: Tensor, trains: bool):
-        super().__init__(head, like, trains)
+    """Operands of `_dtype`, products of `_wide`."""
+
+    def __init__(self, head: Head, like: Tensor, trains: bool, exact: bool):
+        super().__init__(head, like, trains, exact)
         assert isinstance(head.module, nn.Linear)
-        self._dtype = _compute_dtype(like)
-        # Cast once, not for every slab.
-        self._weight = head.module.weight.detach()[: head.vocabulary].to(self._dtype)
-        bias = head.module.bias
-        self._bias = None if bias is None else bias.detach()[: head.vocabulary].to(self._dtype)
-        self._buffer = like.new_empty(0, dtype=self._dtype)
+        weight, bias = head.module.weight.detach()[: head.vocabulary], head.module.bias
+        # Narrowed once, not for every slab. Widened piece by piece: a second head of twice the size is too much.
+        self._weight = weight if weight.dtype.itemsize < self._dtype.itemsize else weight.to(self._dtype)
+        self._bias = None if bias is None else bias.detach()[: head.vocabulary].to(self._wide)
+        self._buffer = like.new_empty(0, dtype=self._wide)
         self._grads: dict[int, Tensor] = {}
 
     def project(self, hidden: Tensor) -> Tensor:
         n, size = len(hidden), len(self._weight)
         if self._buffer.numel() < n * size:
-            self._buffer = self.like.new_empty(n * size, dtype=self._dtype)
-        out = self._buffer[: n * size].view(n, size)
-        hidden, weight = hidden.to(self._dtype), self._weight.t()
-        if self._bias is None:
-            return torch.mm(hidden, weight, out=out)
-        return torch.addmm(self._bias, hidden, weight, out=out)
+            self._buffer = self.like.new_empty(n * size, dtype=self._wide)
+        out, hidden = self._buffer[: n * size].view(n, size), hidden.to(self._dtype)
+        for rows, weight in self._pieces():
+            if self._dtype == self._wide:
+                torch.mm(hidden, weight.t(), out=out[:, rows])
+            else:
+                torch.mm(hidden, weight.t(), self._wide, out=out[:, rows])
+        return out if self._bias is None else out.add_(self._bias)
+
+    def _pieces(self) -> Iterator[tuple[slice, Tensor]]:
+        """Runs of the head's rows, as operands."""
+        size, width = self._weight.shape
+        step = size if self._weight.dtype == self._dtype else _rows_of_a_piece(width)
+        for start in range(0, size, step):
+            rows = slice(start, min(start + step, size))
+            yield rows, self._weight[rows].to(self._dtype)
 
     def pull_back(self, hidden: Tensor, by_projected: Tensor) -> Tensor:
         assert isinstance(self.head.module, nn.Linear)
         for parameter in self.parameters:
+            if parameter is not self.head.module.weight:
+                grad = by_projected.sum(0, dtype=self._wide)
+                sums = self._grads.setdefault(id(parameter), torch.zeros_like(parameter, dtype=self._wide))
+                sums[: len(grad)] += grad
+        by, scale = _narrowed(by_projected, self._dtype)
+        for parameter in self.parameters:
             if parameter is self.head.module.weight:
-                self._add(parameter, by_projected, hidden.to(self._dtype))
-            else:
-                grad = by_projected.sum(0, dtype=parameter.dtype)
-                self._grads.setdefault(id(parameter), torch.zeros_like(parameter))[: len(grad)] += grad
-        return torch.mm(by_projected, self._weight).to(hidden.dtype)
+                self._add(parameter, by, hidden.to(self._dtype), scale)
+        products = [_times(by[:, rows], weight, self._wide) for rows, weight in self._pieces()]
+        return sum(products[1:], start=products[0]).mul_(scale)
 
-    def _add(self, weight: Parameter, by_projected: Tensor, hidden: Tensor) -> None:
-        size, before = by_projected.shape[1], self._grads.get(id(weight))
-        if before is None:
+    def _add(self, weight: Parameter, by: Tensor, hidden: Tensor, scale: Tensor | float) -> None:
+        size, before = by.shape[1], self._grads.get(id(weight))
+        if weight.dtype == self._dtype == self._wide and before is not None:
+            before[:size].addmm_(by.t(), hidden)
+            return
+        grad = before
+        if grad is None:
             grad = torch.empty_like(weight) if size == len(weight) else torch.zeros_like(weight)
             self._grads[id(weight)] = grad
-            if weight.dtype == self._dtype:
-                torch.mm(by_projected.t(), hidden, out=grad[:size])
-            else:
-                grad[:size] = by_projected.t() @ hidden
-        elif weight.dtype == self._dtype:
-            before[:size].addmm_(by_projected.t(), hidden)
-        else:
-            before[:size] += by_projected.t() @ hidden
+        if weight.dtype == self._dtype == self._wide:
+            torch.mm(by.t(), hidden, out=grad[:size])
+            return
+        step = _rows_of_a_piece(hidden.shape[1])
+        for start in range(0, size, step):
+            rows = slice(start, min(start + step, size))
+            more = _times(by[:, rows].t(), hidden, self._wide).mul_(scale)
+            grad[rows] = more if before is None else more.add_(grad[rows])
 
     def gradients(self) -> Sequence[Tensor | None]:
-        return [self._grads.get(id(parameter)) for parameter in self.parameters]
+        taken = [(parameter, self._grads.get(id(parameter))) for parameter in self.parameters]
+        return [None if grad is None else grad.to(parameter.dtype) for parameter, grad in taken]
+
+
+def _rows_of_a_piece(width: int) -> int:
+    return max(1, _PIECE // width)
 
 
 class _Module(_Base):
-    def __init__(self, head: Head, like: Tensor, trains: bool):
-        super().__init__(head, like, trains)
+    """Of `_wide` is what the module gives, not what it computes in."""
+
+    def __init__(self, head: Head, like: Tensor, trains: bool, exact: bool):
+        super().__init__(head, like, trains, exact)
         self._trains = trains
         self._grads: list[Tensor | None] = [None] * len(self.parameters)
 
@@ -102,13 +161,15 @@ class _Module(_Base):
         with torch.set_grad_enabled(self._trains):
             self._leaf = hidden.detach().requires_grad_(self._trains)
             self._out = self.head.module(self._leaf)[..., : self.head.vocabulary]
-        return self._out.detach().clone()
+        return self._out.detach().to(self._wide, copy=True)
 
     def pull_back(self, hidden: Tensor, by_projected: Tensor) -> Tensor:
         wanted = (self._leaf, *self.parameters)
-        by_hidden, *taken = torch.autograd.grad(self._out, wanted, by_projected, allow_unused=True)
-        add_up(self._grads, taken)
-        return torch.zeros_like(hidden) if by_hidden is None else by_hidden
+        by, scale = _narrowed(by_projected, self._out.dtype)
+        by_hidden, *taken = torch.autograd.grad(self._out, wanted, by, allow_unused=True)
+        # Not in place: two of them may be one tensor.
+        add_up(self._grads, [None if grad is None else grad * scale for grad in taken])
+        return torch.zeros_like(hidden) if by_hidden is None else by_hidden.to(self._wide) * scale
 
     def gradients(self) -> Sequence[Tensor | None]:
         return self._grads

@@ -67,7 +67,8 @@ class Projection(Protocol):
         ...
 
     def pull_back(self, hidden: Tensor, by_projected: Tensor) -> Tensor:
-        """The gradient of `hidden`; those of the parameters are added up."""
+        """The gradient of `hidden`, of any dtype; those of the parameters are added up. It may overwrite the
+        second."""
         ...
 
     def gradients(self) -> Sequence[Tensor | None]:
@@ -197,7 +198,9 @@ class _Work(NamedTuple):
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """The loss, the gradient of `hidden` and those of the loss's `count` parameters."""
         total = hidden.new_zeros((), dtype=torch.float32)
-        hidden_grad = torch.zeros_like(hidden) if backward else hidden
+        # fp32, until the loss scale of float16 training is on it.
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        hidden_grad = torch.zeros_like(hidden, dtype=wide) if backward else hidden
         grads: list[Tensor | None] = [None] * count
         for slab in self.slabs:
             start, stop = slab[0][1].start, slab[-1][1].stop
@@ -225,6 +228,7 @@ class _GradientInForward(torch.autograd.Function):
     def forward(ctx: Any, work: _Work, hidden: Tensor, *parameters: Parameter) -> Tensor:
         own = len(parameters) - len(work.student.parameters)
         total, hidden_grad, grads = work.run(hidden.detach(), own, backward=True)
+        ctx.dtype = hidden.dtype
         taken = [hidden_grad, *work.student.gradients(), *grads]
         # Not saved tensors: those would still be held when the gradients are handed on, which then are copied.
         ctx.taken = taken
@@ -235,4 +239,5 @@ class _GradientInForward(torch.autograd.Function):
         if ctx.taken is None:
             raise RuntimeError("the gradients of chunked() are taken once: call backward a single time.")
         (upstream,), taken, ctx.taken = grad_outputs, ctx.taken, None
-        return (None, *(None if grad is None else grad.mul_(upstream) for grad in taken))
+        hidden_grad, *grads = (None if grad is None else grad.mul_(upstream) for grad in taken)
+        return (None, None if hidden_grad is None else hidden_grad.to(ctx.dtype), *grads)
