@@ -53,6 +53,7 @@ def setup(name: str, dtype=torch.float64):
 
 def loss_of(extra, logits, teacher):
     """The learnable module is read beside the teacher only."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_q = logits.log_softmax(-1)
     if teacher is None:
         return -log_q[:, 0].sum()

@@ -254,6 +254,19 @@ def test_heads_of_16_bits_are_exact_but_for_the_rounding_of_what_they_return(cas
     assert not grads[3:] or error(grads[3:], wanted_grads[3:], floor=0.1) < 1e-4
 
 
+@pytest.mark.parametrize("case", [PLAIN[0], DAC[0]], ids=str)
+def test_under_autocast_nothing_is_rounded_but_a_gpus_operands(case):
+    problem = Case(settings(case), inputs("odd", 13, 257))
+    ours = problem.ours
+
+    def under_autocast():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return ours()
+
+    problem.ours = under_autocast
+    assert_equal(problem, 1e-5)
+
+
 @pytest.mark.usefixtures("products")
 def test_float16_gradients_survive_many_tokens(monkeypatch):
     """Divided by a million tokens, most of them are below what float16 holds; the loss scale brings them back."""

@@ -154,11 +154,13 @@ class _Module(_Base):
 
     def __init__(self, head: Head, like: Tensor, trains: bool, exact: bool):
         super().__init__(head, like, trains, exact)
-        self._trains = trains
+        self._trains, self._autocast = trains, torch.is_autocast_enabled(like.device.type)
         self._grads: list[Tensor | None] = [None] * len(self.parameters)
 
     def project(self, hidden: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self._trains):
+        computed = torch.get_autocast_dtype(hidden.device.type)
+        autocast = torch.autocast(hidden.device.type, computed, enabled=self._autocast)
+        with torch.set_grad_enabled(self._trains), autocast:
             self._leaf = hidden.detach().requires_grad_(self._trains)
             self._out = self.head.module(self._leaf)[..., : self.head.vocabulary]
         return self._out.detach().to(self._wide, copy=True)

@@ -102,16 +102,17 @@ def chunked(
 
     teacher_hidden: of the first M positions, which hold all blocks with `distill`; no gradient goes there.
     blocks: in order; positions in none get gradient 0. slab: the most positions projected at once, exceeded only by a
-    block that is longer. parameters: the loss's own.
+    block that is longer. parameters: the loss's own. Autocast is off inside: it is for the heads to heed.
 
     Returns the scalar sum, attached to `hidden`, the student's head and `parameters`, and the merged statistics.
     """
     collected = _Collected(sum(block.stop - block.start for block in blocks))
     work = _Work(block_loss, student, teacher, teacher_hidden, tuple(_slabs(blocks, slab)), collected)
-    if torch.is_grad_enabled():
-        total = _GradientInForward.apply(work, hidden, *student.parameters, *parameters)
-    else:
-        total, _, _ = work.run(hidden, len(parameters), backward=False)
+    with torch.autocast(hidden.device.type, enabled=False):
+        if torch.is_grad_enabled():
+            total = _GradientInForward.apply(work, hidden, *student.parameters, *parameters)
+        else:
+            total, _, _ = work.run(hidden, len(parameters), backward=False)
     return total, collected.stats()
 
 
