@@ -314,7 +314,7 @@ def test_every_parameter_of_a_model_gets_its_gradient_whatever_its_head(name):
     exact, seen = copy.deepcopy(student).double(), batch["distill_positions"]
     exact.zero_grad()
     logits = [
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.flatten(0, 1)
+        model(input_ids=batch["input_ids"]).logits.flatten(0, 1)
         for model in (exact, copy.deepcopy(teacher).double())
     ]
     logits = [each[batch["select"], :size] for each in logits]
