@@ -64,7 +64,7 @@ def prefill(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[Tensor,
     Positions count tokens, not columns, so that a padded row is read as it would be alone: the learned
     positions of GPT-2 and OPT as well as rotary ones.
     """
-    return _forward(model, *left_padded(prompts, next(model.parameters()).device), None)
+    return read_tokens(model, *left_padded(prompts, next(model.parameters()).device), None)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,7 +80,7 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
 def decode_one_token(model: nn.Module, tokens: Tensor, state: Decoding) -> tuple[Tensor, Decoding]:
     """Append one token [B] to each row. Returns the logits of the next one [B, V] and the new state."""
     mask = torch.cat([state.mask, state.mask.new_ones(len(tokens), 1)], dim=-1)
-    return _forward(model, tokens[:, None], mask, state.position[:, None], state.cache)
+    return read_tokens(model, tokens[:, None], mask, state.position[:, None], state.cache)
 
 
 def select_rows(state: Decoding, rows: Tensor) -> Decoding:
@@ -270,9 +270,11 @@ def _apart(
     return [logits[:, :vocabulary] for logits, _ in read], [state for _, state in read]
 
 
-def _forward(
-    model: nn.Module, ids: Tensor, mask: Tensor, position: Tensor, cache: Any
+def read_tokens(
+    model: Callable[..., Any], ids: Tensor, mask: Tensor, position: Tensor, cache: Any
 ) -> tuple[Tensor, Decoding]:
+    """Read ids [B, n] behind what the cache holds (None: nothing); mask: [B, all columns]. Returns the logits of each
+    row's next token [B, V] and the new state. Errors: ValueError for a model that returns no cache."""
     out = model(
         input_ids=ids,
         attention_mask=mask,

@@ -5,15 +5,12 @@ The same tokens as `generate`, up to rounding: the same model, the same `sample`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CompileConfig, StaticCache
 
 from redistill.engines.writer import Request
-from redistill.generate import answering, append_tokens, in_batches, left_padded
+from redistill.generate import answering, append_tokens, in_batches, left_padded, read_tokens
 from redistill.models import plain_model
 from redistill.sampling import sample
 
@@ -55,7 +52,7 @@ class StaticLoop:
         cache = self._empty_cache(len(filled), ids.shape[1] + max(limits))
         # Columns that are not written yet lie behind every token, where the causal mask hides them.
         mask = torch.cat([mask, mask.new_ones(len(filled), self.columns - mask.shape[1])], dim=-1)
-        logits = _read(self.model, ids, mask, position, cache)
+        logits, _ = read_tokens(self.model, ids, mask, position, cache)
         position = position[:, -1:]
         answers: list[list[int]] = [[] for _ in rows]
         writing = set(range(len(rows)))
@@ -68,7 +65,7 @@ class StaticLoop:
             append_tokens(dict(enumerate(tokens.tolist())), answers, writing, limits, asked.eos)
             if not writing:
                 break
-            logits = _read(self._step, tokens[:, None], mask, position, cache)
+            logits, _ = read_tokens(self._step, tokens[:, None], mask, position, cache)
         return answers
 
     def _empty_cache(self, rows: int, columns: int) -> StaticCache:
@@ -85,18 +82,3 @@ class StaticLoop:
 def compiled_on(device: torch.device) -> CompileConfig | None:
     """On CUDA the decode step becomes CUDA graphs; elsewhere it runs as it is."""
     return CompileConfig(mode="reduce-overhead", dynamic=False) if device.type == "cuda" else None
-
-
-def _read(
-    step: Callable[..., Any], ids: Tensor, mask: Tensor, position: Tensor, cache: StaticCache
-) -> Tensor:
-    """Logits of each row's next token, [B, V]."""
-    out = step(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1]
