@@ -44,6 +44,7 @@ ORDER = [
     "rows",
     "losses",
     "projection",
+    "fused",
     "objective",
     "steplog",
     "runlog",

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from redistill.batch import Batch, Counts, joined
 from redistill.config import ObjectiveSettings
+from redistill.fused import Elementwise
 from redistill.losses import (
     ClipNetwork,
     adaptive_kl,
@@ -33,8 +34,7 @@ from redistill.losses import (
 )
 from redistill.losses.chunked import Block, Part, Stats, chunked
 from redistill.losses.dac_kl import clip_of, clipped
-from redistill.losses.divergences import Distributions, distributions, log_probabilities, to_logits
-from redistill.losses.f_divergences import f_divergence
+from redistill.losses.divergences import Distributions, log_probabilities
 from redistill.losses.span_correlation import span_terms
 from redistill.models import head_of, hidden_states
 from redistill.projection import projection_of
@@ -56,6 +56,7 @@ class Objective(nn.Module):
         super().__init__()
         self.settings, dac = settings, settings.dac
         learns = settings.token_loss == "dac_kl" and dac.learnable and settings.token_weight > 0
+        self._fused = Elementwise(settings)
         self.clip = ClipNetwork(dac.hidden, dac.top_k, generator=generator) if learns else None
 
     @torch.no_grad()
@@ -81,7 +82,7 @@ class Objective(nn.Module):
         `teacher_log_likelihood` of the target, and for DAC-KL `lower, upper, retained_mass, retained_classes`.
         """
         weights, stats = self.settings, Stats()
-        plain = _View(student, teacher)
+        plain = _View(student, teacher, self._fused)
         loss, by_parameters = plain.log_q.new_zeros(()), [None] * len(list(self.parameters()))
         if sft and weights.sft_weight:
             loss += self._sft(plain, targets, weights.sft_weight / counts.sft, stats)
@@ -92,7 +93,7 @@ class Objective(nn.Module):
         if weights.policy.weight and written is not None:
             loss += self._policy(plain, targets, written, weights.policy.weight / counts.token, stats)
         warmth = weights.temperature
-        view = plain if warmth == 1.0 else _View(student / warmth, teacher / warmth)
+        view = plain if warmth == 1.0 else _View(student / warmth, teacher / warmth, self._fused)
         if weights.token_weight:
             more, by_parameters = self._token(view, weights.token_weight / counts.token, stats)
             loss += more
@@ -129,7 +130,7 @@ class Objective(nn.Module):
         """With the coverage term; and the gradients of the clip network."""
         settings, dac = self.settings, self.settings.dac
         if settings.token_loss != "dac_kl":
-            value, by_log_q = _divergence(settings, view.both)
+            value, by_log_q = (self._fused.whole or _by_autograd(settings))(view.both)
             stats["token"] = value.sum()
             view.wanted.add_(by_log_q, alpha=scale)
             return scale * stats["token"], []
@@ -140,9 +141,8 @@ class Objective(nn.Module):
                 n = len(view.log_q)
                 levels = view.log_q.new_full((n,), dac.lower), view.log_q.new_full((n,), dac.upper)
             clip = clip_of(view.both, levels, dac.quantile, dac.edge, dac.keep_target, dac.sharpness)
-        parts = f_divergence(dac.divergence, settings.alpha, settings.beta)
-        assert parts is not None
-        found = clipped(view.both, clip, dac.rest, parts)
+        assert self._fused.clipped is not None
+        found = clipped(view.both, clip, self._fused.clipped(view.both, clip.m))
         stats["token"] = found.divergence.sum()
         stats["lower"], stats["upper"] = (level.detach().float() for level in levels)
         stats["retained_mass"], stats["retained_classes"] = found.mass, clip.m.sum(-1)
@@ -159,26 +159,23 @@ class Objective(nn.Module):
 class _View:
     """Student and teacher at one temperature, and the gradient of log q (as if its classes were free), `wanted`."""
 
-    def __init__(self, student: Tensor, teacher: Tensor | None):
+    def __init__(self, student: Tensor, teacher: Tensor | None, fused: Elementwise):
+        self._to_logits = fused.to_logits
         if teacher is None:
             self.log_q = log_probabilities(student)
             self.q = self.log_q.exp()
         else:
-            self.both = distributions(student, teacher)
+            self.both = fused.distributions(student, teacher)
             self.log_q, self.q = self.both.log_q, self.both.q
         self.wanted = torch.zeros_like(self.log_q)
 
     def by_logits(self) -> Tensor:
-        return to_logits(self.wanted, self.log_q, self.q)
+        return self._to_logits(self.wanted, self.log_q, self.q)
 
 
-def _divergence(settings: ObjectiveSettings, both: Distributions) -> tuple[Tensor, Tensor]:
-    """The token loss [n] and its gradient for log q: in closed form, or by autograd for what is no f-divergence."""
-    parts = f_divergence(settings.token_loss, settings.alpha, settings.beta)
-    if parts is not None:
-        value, by_log_q = parts(*both)
-        return value.sum(-1), by_log_q
-    return _slope(lambda log_q: divergence(settings)(log_q, both.log_p), both.log_q)
+def _by_autograd(settings: ObjectiveSettings) -> Callable[[Distributions], tuple[Tensor, Tensor]]:
+    """The token loss [n] and its gradient for log q, for what is no f-divergence."""
+    return lambda both: _slope(lambda log_q: divergence(settings)(log_q, both.log_p), both.log_q)
 
 
 def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Tensor, Tensor]:

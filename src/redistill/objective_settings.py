@@ -103,6 +103,9 @@ class ObjectiveSettings(Settings):
     policy: PolicySettings = PolicySettings()
     chunk_size: Count = 1024
     """Response tokens whose logits are held at once: memory against speed, never the result. Ours."""
+    compile: bool = False
+    """Fuse the elementwise part of the loss with torch.compile: it gains little on a CPU, where most of DAC-KL is the
+    search for its edges. Needs a C++ compiler there, Triton on a GPU; the first steps wait for the compilation."""
     float32_logits: bool = True
     """Logits of a bfloat16 or float16 head, and their gradients, in float32. false: rounded to 16 bits as in the
     model's own forward, for half the memory; then many classes look equal to DAC-KL, and float16 loses gradients."""

@@ -11,7 +11,7 @@ import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from redistill.losses.divergences import Distributions, check_logits, distributions, to_logits
@@ -55,6 +55,19 @@ class Clipped(NamedTuple):
     by_log_q: Logits
     by_moving: Float[Tensor, " E"]
     mass_by_moving: Float[Tensor, " E"]
+
+
+class Classes(NamedTuple):
+    """`divergence`, `mass` [N] and `by_log_q` [N, V] as in `Clipped`; of an entry that moves the slope is
+    g - p along_p - q along_q, with `g` [N, V] and the others [N], and 0 where the row does not `moves`."""
+
+    divergence: PerToken
+    mass: PerToken
+    by_log_q: Logits
+    g: Logits
+    along_p: PerToken
+    along_q: PerToken
+    moves: Bool[Tensor, " N"]
 
 
 def dac_kl(
@@ -200,42 +213,50 @@ def _sigmoid_clip(
 
 
 @torch.no_grad()
-def clipped(both: Distributions, clip: Clip, rest: Rest, parts: FDivergence) -> Clipped:
-    """The clipped divergence with its gradients in closed form.
+def clipped_classes(both: Distributions, m: Logits, rest: Rest, parts: FDivergence) -> Classes:
+    """The clipped divergence with its gradients in closed form, as far as it is elementwise and sums.
 
     Of each class only q dg/dq is needed, and of the bucket as of one class more.
     """
     log_p, log_q, p, q = both
-    m, row, column, _ = clip
-    mass, mass_by_moving = (m * p).sum(-1, keepdim=True), p[row, column]
+    mass = (m * p).sum(-1, keepdim=True)
+    kept, safe_p = mass > _LEAST, mass.clamp(min=_LEAST)
+    safe_q = (m * q).sum(-1, keepdim=True).clamp_(min=_LEAST) if rest == "renormalize" else mass
     if rest == "renormalize":
         # Nothing kept (possible without the target class): 0, and no gradient.
-        safe_p, safe_q = mass.clamp(min=_LEAST), (m * q).sum(-1, keepdim=True).clamp_(min=_LEAST)
         log_p, log_q = log_p - safe_p.log(), log_q - safe_q.log()
-        p, q = (torch.where(mass > _LEAST, part, 0.0) for part in (p / safe_p, q / safe_q))
+        p, q = (torch.where(kept, part, 0.0) for part in (p / safe_p, q / safe_q))
     g, by_q = parts(log_p, log_q, p, q)
-    edge, edge_p, edge_q = g[row, column], p[row, column], q[row, column]
-    value, by_q = g.mul_(m).sum(-1, keepdim=True), by_q.mul_(m)
-    if rest == "drop":
-        by_moving = edge
-    elif rest == "renormalize":
+    scratch = g * m
+    value, by_q = scratch.sum(-1, keepdim=True), by_q.mul_(m)
+    along_p = along_q = torch.zeros_like(mass)
+    moves = torch.ones_like(mass, dtype=torch.bool)
+    if rest == "renormalize":
         total = by_q.sum(-1, keepdim=True)
-        by_q.sub_(torch.mul(q, m, out=g).mul_(total))
-        by_moving = edge - edge_p * (value - total)[row, 0] - edge_q * total[row, 0]
-    else:
+        by_q.sub_(torch.mul(q, m, out=scratch).mul_(total))
+        along_p, along_q = (torch.where(kept, x, 0.0) for x in ((value - total) / safe_p, total / safe_q))
+    elif rest == "bucket":
         # Sums of what is clipped, not 1 - sum of what is kept: that would lose small buckets to rounding.
-        left_out = torch.sub(1, m, out=g)
+        left_out = torch.sub(1, m, out=scratch)
         bucket_p = (left_out * p).sum(-1, keepdim=True)
         bucket_q = left_out.mul_(q).sum(-1, keepdim=True)
         safe_p, safe_q = bucket_p.clamp(min=_TINY), bucket_q.clamp(min=_TINY)
         bucket_g, bucket_by_q = parts(safe_p.log(), safe_q.log(), bucket_p, bucket_q)
         value = value + bucket_g
-        slope_p, slope_q = (bucket_g - bucket_by_q) / safe_p, bucket_by_q / safe_q
-        by_q.addcmul_(left_out, slope_q)
-        by_moving = edge - edge_p * slope_p[row, 0] - edge_q * slope_q[row, 0]
+        along_p, along_q = (bucket_g - bucket_by_q) / safe_p, bucket_by_q / safe_q
+        by_q.addcmul_(left_out, along_q)
         # An empty bucket takes in the edge's own classes first: there both slopes cancel.
-        by_moving = torch.where(bucket_p[row, 0] > 0, by_moving, 0.0)
-    return Clipped(value[:, 0], mass[:, 0], by_q, by_moving, mass_by_moving)
+        moves = bucket_p > 0
+    return Classes(value[:, 0], mass[:, 0], by_q, g, along_p[:, 0], along_q[:, 0], moves[:, 0])
+
+
+def clipped(both: Distributions, clip: Clip, classes: Classes) -> Clipped:
+    """What `clipped_classes` found, with the gradients of the entries that move."""
+    row, column = clip.row, clip.column
+    edge_p, edge_q = both.p[row, column], both.q[row, column]
+    by_moving = classes.g[row, column] - edge_p * classes.along_p[row] - edge_q * classes.along_q[row]
+    by_moving = torch.where(classes.moves[row], by_moving, 0.0)
+    return Clipped(classes.divergence, classes.mass, classes.by_log_q, by_moving, edge_p)
 
 
 class _ClippedDivergence(torch.autograd.Function):
@@ -251,7 +272,7 @@ class _ClippedDivergence(torch.autograd.Function):
         rest: Rest,
         parts: FDivergence,
     ) -> tuple[Tensor, Tensor]:
-        found = clipped(both, clip, rest, parts)
+        found = clipped(both, clip, clipped_classes(both, clip.m, rest, parts))
         by_logits = to_logits(found.by_log_q, both.log_q, both.q)
         ctx.save_for_backward(by_logits, found.by_moving, found.mass_by_moving, clip.row)
         ctx.dtype = student_logits.dtype
