@@ -10,9 +10,10 @@ from redistill import losses
 from redistill.batch import Counts
 from redistill.config import DacSettings, ObjectiveSettings
 from redistill.losses.f_divergences import f_divergence
-from redistill.objective import Objective, TermWatch, Written, divergence
+from redistill.objective import Objective, Written, divergence
 from redistill.sample import Sample
 from redistill.scoring import reference_scores
+from redistill.steplog import StepWatch
 
 COUNTS = Counts(sft=7.0, token=5.0, span=2.0)
 TARGETS, SPANS = torch.tensor([1, 4, 0, 2, 3]), torch.tensor([0, 0, -1, 1, 1])
@@ -116,15 +117,34 @@ def test_fixed_levels_have_no_network_and_open_ones_are_the_divergence_that_is_c
 
 
 def test_a_term_that_is_not_felt_is_said_once():
-    watch = TermWatch(ObjectiveSettings(), patience=3)
+    watch = StepWatch(ObjectiveSettings(), patience=3)
     said = [watch.update({"sft": 2.0, "token": 1.0, "span": 0.001}) for _ in range(6)]
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 0, 0] and "objective.span_weight" in said[2][0]
-    quiet = TermWatch(ObjectiveSettings(), patience=3)
+    quiet = StepWatch(ObjectiveSettings(), patience=3)
     for span in (0.001, 0.001, 0.1) * 3:
         assert quiet.update({"sft": 2.0, "token": 1.0, "span": span}) == []
     (line,) = quiet.update({"sft": 2.0, "token": 1.0, "span": 0.1, "retained_classes": 1.0})
     assert "objective.dac.coverage" in line
     assert quiet.update({"retained_classes": 1.0}) == []
+
+
+def test_watch_speaks_once_when_the_student_no_longer_ends_its_answers():
+    watch = StepWatch(ObjectiveSettings(), cut=3)
+    steps = [
+        1.0,
+        1.0,
+        {},
+        0.9,
+        1.0,
+        1.0,
+        {},
+        1.0,
+        1.0,
+    ]  # a step without fresh answers says nothing either way
+    said = [watch.update({} if step == {} else {"share_cut": step}) for step in steps]
+    assert [len(lines) for lines in said] == [0] * 7 + [1, 0] and "rollout.max_completion_length" in said[7][
+        0
+    ]
 
 
 def test_reference_scores_are_the_models_own():

@@ -10,11 +10,14 @@ from tiny import tiny_llama, tiny_tokenizer
 
 from redistill import DistillTrainer, Sample
 from redistill.bad_steps import NotFinite
+from redistill.batch import Counts
 from redistill.checkpoint import latest
 from redistill.config import Config
-from redistill.losses.chunked import Part
+from redistill.losses.chunked import Part, Stats
 from redistill.models import load_model
+from redistill.rollout import Drawn
 from redistill.runlog import read
+from redistill.steplog import step_record
 
 TOKENIZER = tiny_tokenizer()
 
@@ -110,6 +113,7 @@ def test_every_term_is_logged_and_the_loss_is_their_sum(whole):
         assert coverage >= -1e-4, "coverage alone stands beside the three terms"
         assert 0 <= r["lower"] < r["upper"] <= 1 and 0 < r["retained_mass"] <= 1.0001
     assert any(r.get("share_revised", 0) > 0 for r in records)
+    assert all(("share_cut" in r) == ("share_revised" in r) for r in records)
     phases = {"waiting", "rollout", "scoring", "revision", "spans", "loss", "optimizer"}
     for r in read(whole[0] / "steps.jsonl"):
         seconds = {k: v for k, v in r.items() if k.startswith("seconds_")}
@@ -249,3 +253,9 @@ def test_killed_while_saving_the_previous_checkpoint_loads(whole, tmp_path, requ
     assert_same_curve(curve(tmp_path), curve(whole[0]), tolerance=1e-7)
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["global_step"] == 6
+
+
+def test_share_cut_counts_fresh_answers_without_an_end():
+    answers = [((4, 2), "rollout"), ((4, 4), "rollout"), ((2, 4), "rollout"), ((4, 4), "replay")]
+    drawn = Drawn((), {place: Sample((1,), ids, origin) for place, (ids, origin) in enumerate(answers)})
+    assert step_record(drawn, [], Stats(), Counts(0, 0, 0), frozenset({2}))["share_cut"] == 2 / 3

@@ -9,7 +9,7 @@ own; the student stays a plain model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -255,38 +255,3 @@ def batch_loss(
         objective.settings.chunk_size,
         list(objective.parameters()),
     )
-
-
-class TermWatch:
-    """Speaks up once for a term that is not felt, and once for a clip network that clips everything away."""
-
-    def __init__(self, settings: ObjectiveSettings, patience: int = 100, share: float = 0.01):
-        self._weights = {
-            "sft": settings.sft_weight,
-            "token": settings.token_weight,
-            "span": settings.span_weight,
-        }
-        self._patience, self._share = patience, share
-        self._small = dict.fromkeys(self._weights, 0)
-        self._said: set[str] = set()
-
-    def update(self, record: Mapping[str, float]) -> list[str]:
-        """Look at one step's terms (as logged, unweighted); the warnings that are due now."""
-        sizes = {name: abs(w * record[name]) for name, w in self._weights.items() if w and name in record}
-        due: dict[str, str] = {}
-        for name, size in sizes.items():
-            small = size < self._share * max(sizes.values())
-            self._small[name] = self._small[name] + 1 if small else 0
-            if self._small[name] >= self._patience:
-                due[name] = (
-                    f"the {name} term has been under {self._share:.0%} of the largest for {self._patience} steps: "
-                    f"it is hardly felt. Raise objective.{name}_weight, or set it to 0 and save its time."
-                )
-        if record.get("retained_classes", 2.0) <= 1.01:
-            due["clip"] = (
-                "the clip network keeps only the target class: raise objective.dac.coverage (or lower "
-                "objective.dac.learning_rate), or fix the levels with objective.dac.learnable: false."
-            )
-        new = [text for name, text in due.items() if name not in self._said]
-        self._said |= set(due)
-        return new

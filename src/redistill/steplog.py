@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redistill.batch import Batch, Counts
 from redistill.chat import decode_response
+from redistill.config import ObjectiveSettings
 from redistill.losses.chunked import Stats
 from redistill.rollout import Drawn
 from redistill.sample import Sample
@@ -17,8 +18,10 @@ from redistill.sample import Sample
 PER_TOKEN = ("kl", "teacher_log_likelihood", "lower", "upper", "retained_mass", "retained_classes")
 
 
-def step_record(drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Counts) -> dict[str, Any]:
-    """Terms per token (nats) or per phrase, the clip's means, and what SCRG did."""
+def step_record(
+    drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Counts, eos: frozenset[int]
+) -> dict[str, Any]:
+    """Terms per token (nats) or per phrase, the clip's means, and what SCRG did. eos: the ids that end an answer."""
     record: dict[str, Any] = {}
     divisors = {"sft": counts.sft, "token": counts.token, "span": counts.span, "policy": counts.token}
     for name, divisor in divisors.items():
@@ -27,7 +30,7 @@ def step_record(drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Co
     record |= {name: float(stats[name].float().mean()) for name in PER_TOKEN if name in stats}
     record["student_tokens"] = sum(len(batch["targets"]) for batch in batches)
     record |= {"sft_tokens": counts.sft, "distilled_tokens": counts.token, "spans": counts.span}
-    return record | _revision_summary(list(drawn.student.values()), list(_scored(batches, stats)))
+    return record | _answers_summary(list(drawn.student.values()), list(_scored(batches, stats)), eos)
 
 
 def _scored(batches: Sequence[Batch], stats: Stats) -> Iterator[tuple[Sample, Tensor, Tensor]]:
@@ -40,8 +43,8 @@ def _scored(batches: Sequence[Batch], stats: Stats) -> Iterator[tuple[Sample, Te
     yield from zip((row.sample for row in rows), kl.split(lengths), likelihood.split(lengths), strict=True)
 
 
-def _revision_summary(
-    answers: Sequence[Sample], scored: Sequence[tuple[Sample, Tensor, Tensor]]
+def _answers_summary(
+    answers: Sequence[Sample], scored: Sequence[tuple[Sample, Tensor, Tensor]], eos: frozenset[int]
 ) -> dict[str, float]:
     fresh = [answer for answer in answers if answer.origin == "rollout"]
     revised = [answer for answer in fresh if answer.edits]
@@ -51,6 +54,7 @@ def _revision_summary(
     }
     if not fresh:
         return record
+    record["share_cut"] = sum(answer.response[-1] not in eos for answer in fresh) / len(fresh)
     record["share_revised"] = len(revised) / len(fresh)
     record["share_agreed"] = sum(answer.agreed for answer in fresh) / len(fresh)
     if revised:
@@ -99,3 +103,47 @@ def distinct_n(ids: Sequence[int], n: int) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+class StepWatch:
+    """Speaks up once for a term that is not felt, a clip network that clips everything away, and a student that no
+    longer ends its answers."""
+
+    def __init__(self, settings: ObjectiveSettings, patience: int = 100, share: float = 0.01, cut: int = 20):
+        self._weights = {
+            "sft": settings.sft_weight,
+            "token": settings.token_weight,
+            "span": settings.span_weight,
+        }
+        self._patience, self._share, self._cut = patience, share, cut
+        self._small = dict.fromkeys(self._weights, 0)
+        self._endless = 0
+        self._said: set[str] = set()
+
+    def update(self, record: Mapping[str, float]) -> list[str]:
+        """Look at one step's terms (as logged, unweighted); the warnings that are due now."""
+        sizes = {name: abs(w * record[name]) for name, w in self._weights.items() if w and name in record}
+        due: dict[str, str] = {}
+        for name, size in sizes.items():
+            small = size < self._share * max(sizes.values())
+            self._small[name] = self._small[name] + 1 if small else 0
+            if self._small[name] >= self._patience:
+                due[name] = (
+                    f"the {name} term has been under {self._share:.0%} of the largest for {self._patience} steps: "
+                    f"it is hardly felt. Raise objective.{name}_weight, or set it to 0 and save its time."
+                )
+        if record.get("retained_classes", 2.0) <= 1.01:
+            due["clip"] = (
+                "the clip network keeps only the target class: raise objective.dac.coverage (or lower "
+                "objective.dac.learning_rate), or fix the levels with objective.dac.learnable: false."
+            )
+        if "share_cut" in record:
+            self._endless = self._endless + 1 if record["share_cut"] == 1 else 0
+        if self._endless >= self._cut:
+            due["endless"] = (
+                f"in {self._cut} steps with own answers the student has ended none before the limit: it may "
+                "unlearn to stop. Raise rollout.max_completion_length, or keep objective.sft_weight above 0."
+            )
+        new = [text for name, text in due.items() if name not in self._said]
+        self._said |= set(due)
+        return new

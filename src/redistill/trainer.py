@@ -37,7 +37,7 @@ from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
 from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
-from redistill.objective import Objective, TermWatch, batch_loss
+from redistill.objective import Objective, batch_loss
 from redistill.packing import packs
 from redistill.phrases import load_chunker, span_ids
 from redistill.rollout import Pair, initial_state, sequence_level
@@ -45,7 +45,7 @@ from redistill.rows import rows_of
 from redistill.runlog import RunLog, read
 from redistill.sample import Sample
 from redistill.scoring import reference_scores
-from redistill.steplog import revision_records, step_record
+from redistill.steplog import StepWatch, revision_records, step_record
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class DistillTrainer(Trainer):
         self.samples_eval = list(eval_dataset or [])
         self.run_log = RunLog(Path(str(args.output_dir)))
         self.spending = Spending(config.budget)
-        self.watch = TermWatch(config.objective)
+        self.watch = StepWatch(config.objective)
         self.chunker = load_chunker(config.objective.span.chunker)
         self.bad_steps = BadSteps()
         self.new_clock = new_clock
@@ -222,7 +222,7 @@ class DistillTrainer(Trainer):
         self.objective.zero_grad()
         step = self.state.global_step
         stats = merge(self._stats)
-        record = step_record(self._drawn, self._batches, stats, self._counts)
+        record = step_record(self._drawn, self._batches, stats, self._counts, self.pair.eos)
         record |= {
             "step": step,
             "loss": float(sum(self._losses, torch.zeros(()))),
