@@ -15,7 +15,7 @@ test: .venv/test-tools
 	rm -rf build dist
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # torch first and alone: on Linux its CPU wheel is enough, and the other packages must not choose another.
 .venv/torch: constraints.txt
