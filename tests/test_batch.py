@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from redistill.batch import Counts, Row, collate, count, split_by_length
+from redistill.batch import Counts, Row, collate, count, mark, split_by_length
 from redistill.sample import Sample
 
 
 def row(prompt, response, sft=True, distill=True, spans=None):
-    return Row(Sample(tuple(prompt), tuple(response)), tuple(spans or [-1] * len(response)), sft, distill)
+    return Row(Sample(tuple(prompt), tuple(response)), sft, distill, lambda: spans or ())
 
 
 def test_positions_predict_their_targets_whatever_the_padding():
     rows = [row([1, 2, 3], [4, 5]), row([6], [7, 8, 9, 2]), row([3, 3], [1])]
-    batch = collate(rows, pad_id=2, slice_size=3)
+    batch = collate(rows, pad_id=2)
     flat = batch["input_ids"].flatten()
     seen = {}
     for position, target in zip(batch["select"].tolist(), batch["targets"].tolist(), strict=True):
@@ -30,8 +30,8 @@ def test_groups_lie_apart_and_the_teacher_reads_only_what_is_distilled():
         row([1], [5, 6], True, True),
         row([1], []),
     ]
-    batch = collate(rows, 0, slice_size=8)
-    assert [(s.sft, s.distill) for s in batch["slices"]] == [(False, True), (True, True), (True, False)]
+    batch = collate(rows, 0)
+    assert [(s.sft, s.distill) for s in mark(batch).slices] == [(False, True), (True, True), (True, False)]
     assert batch["distill_rows"] == 2 and batch["distill_positions"] == 3
     assert batch["targets"].tolist() == [4, 5, 6, 2, 3]
     assert count(rows) == Counts(sft=4, token=3, span=0)
@@ -45,9 +45,9 @@ def test_slices_cover_everything_and_never_cut_a_phrase(size):
         lengths = torch.randint(1, 5, (8,), generator=generator).tolist()
         spans = [i if i % 3 else -1 for i, length in enumerate(lengths) for _ in range(length)]
         rows.append(row([1], range(len(spans)), spans=spans))
-    batch = collate(rows, 0, size)
-    spans = batch["spans"].tolist()
-    edges = [(s.start, s.stop) for s in batch["slices"]]
+    marks = mark(collate(rows, 0), size)
+    spans = marks.spans.tolist()
+    edges = [(s.start, s.stop) for s in marks.slices]
     assert edges[0][0] == 0 and edges[-1][1] == len(spans)
     assert all(a[1] == b[0] for a, b in zip(edges, edges[1:], strict=False))
     if size > 1:
@@ -67,5 +67,5 @@ def test_split_by_length_loses_nothing_and_keeps_neighbours_in_length():
 
 
 def test_a_batch_of_nothing():
-    batch = collate([row([1], [])], 0, 4)
-    assert batch["slices"] == () and len(batch["targets"]) == 0
+    batch = collate([row([1], [])], 0)
+    assert mark(batch).slices == () and len(batch["targets"]) == 0

@@ -12,7 +12,7 @@ from tiny import tiny_llama
 from torch import Tensor, nn
 
 from redistill import projection
-from redistill.batch import Counts, Row, collate, count
+from redistill.batch import Counts, Row, collate, count, mark
 from redistill.config import DacSettings, ObjectiveSettings
 from redistill.losses.chunked import Block, chunked
 from redistill.models import Head
@@ -303,13 +303,13 @@ def test_every_parameter_of_a_model_gets_its_gradient_whatever_its_head(name):
     """Tied to the embedding, scaled, capped, trimmed, with a bias, with LoRA, frozen."""
     student, teacher, size = HEADS[name](), tiny_llama(seed=5, layers=3), VOCAB - 5
     rows = [
-        Row(Sample((5, 9, 11), (40, 7, 2, 8)), (0, 0, 1, 1), True, True),
-        Row(Sample((8,), (300, 2)), (-1, -1), False, True),
-        Row(Sample((4, 4, 90), (77, 21, 2)), (-1, -1, -1), True, False),
+        Row(Sample((5, 9, 11), (40, 7, 2, 8)), True, True, lambda: (0, 0, 1, 1)),
+        Row(Sample((8,), (300, 2)), False, True),
+        Row(Sample((4, 4, 90), (77, 21, 2)), True, False),
     ]
-    chosen, batch, counts = settings({"chunk_size": 3}), collate(rows, 3, slice_size=2), count(rows)
+    chosen, batch, counts = settings({"chunk_size": 3}), collate(rows, 3), count(rows)
     objective = Objective(chosen, torch.Generator().manual_seed(0))
-    total, _ = batch_loss(objective, student, teacher, batch, counts, size)
+    total, _ = batch_loss(objective, student, teacher, batch, lambda: counts, size)
     total.backward()
     exact, seen = copy.deepcopy(student).double(), batch["distill_positions"]
     exact.zero_grad()
@@ -319,7 +319,8 @@ def test_every_parameter_of_a_model_gets_its_gradient_whatever_its_head(name):
     ]
     logits = [each[batch["select"], :size] for each in logits]
     fitted = torch.zeros(len(batch["targets"]), dtype=torch.bool)
-    for start, stop, sft, _ in batch["slices"]:
+    marks = mark(batch)
+    for start, stop, sft, _ in marks.slices:
         fitted[start:stop] = sft
     network = naive_objective.Network(objective.clip)
     wanted = naive_objective.objective(
@@ -328,7 +329,7 @@ def test_every_parameter_of_a_model_gets_its_gradient_whatever_its_head(name):
         logits[0],
         logits[1][:seen].detach(),
         batch["targets"],
-        batch["spans"],
+        marks.spans,
         fitted,
         seen,
         counts,

@@ -17,6 +17,8 @@ from redistill.sample import Sample
 from redistill.sampling import Sampling
 from redistill.scoring import position_uniforms, scored
 
+COUNTS = Counts(80.0, 80.0, 20.0)
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sequence_lies_somewhere_and_alone(seed):
@@ -83,7 +85,7 @@ def rows_of_all_groups():
     ):
         ids = torch.randint(4, VOCAB, (prompt + answer,), generator=generator).tolist()
         spans = tuple(place // 3 for place in range(answer))
-        rows.append(Row(Sample(tuple(ids[:prompt]), tuple(ids[prompt:])), spans, sft, distill))
+        rows.append(Row(Sample(tuple(ids[:prompt]), tuple(ids[prompt:])), sft, distill, lambda s=spans: s))
     return rows
 
 
@@ -94,7 +96,7 @@ def test_loss_and_gradients_do_not_know_whether_rows_were_packed(make):
         student, teacher = make(VOCAB), tiny_llama(VOCAB, layers=3)
         objective = Objective(ObjectiveSettings(), torch.Generator().manual_seed(0))
         batch = collate(rows, 0, packed=packed)
-        loss, stats = batch_loss(objective, student, teacher, batch, Counts(80.0, 80.0, 20.0), VOCAB)
+        loss, stats = batch_loss(objective, student, teacher, batch, lambda: COUNTS, VOCAB)
         loss.backward()
         gradients = [p.grad.double().flatten() for p in student.parameters() if p.grad is not None]
         found.append(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -117,6 +118,21 @@ def test_products_that_write_into_what_is_there_count(name):
     assert meter.found == {"product": 2 * 8**3 * (2 if "several" in name else 1)}
 
 
+def test_a_phase_inside_another_is_taken_out_of_it():
+    meter, square = Flops(), torch.ones(8, 8)
+    clock = Clock(meter)
+    started = time.perf_counter()
+    with clock.phase("outer"):
+        square @ square
+        with clock.phase("inner"):
+            time.sleep(0.05)
+            square @ square
+            square @ square
+    assert meter.found == {"inner": 2 * 2 * 8**3, "outer": 2 * 8**3}
+    assert clock.seconds["inner"] >= 0.05 and clock.seconds["outer"] >= 0
+    assert sum(clock.seconds.values()) <= time.perf_counter() - started
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process its peak")
 def test_the_peak_of_a_phase_is_its_own():
     memory = PeakMemory(torch.device("cpu"))
@@ -127,5 +143,8 @@ def test_the_peak_of_a_phase_is_its_own():
         torch.ones(2**26)  # 256 MiB, which the allocator gives back at once
     with clock.phase("small"):
         torch.ones(2**10)
-    assert clock.seconds.keys() < memory.found.keys() == {"rest", "large", "small"}
-    assert memory.found["large"] - max(memory.found["small"], memory.found["rest"]) > 200 * 2**20
+        with clock.phase("large inside"):
+            torch.ones(2**26)
+    assert clock.seconds.keys() < memory.found.keys() == {"rest", "large", "small", "large inside"}
+    for large in ("large", "large inside"):
+        assert memory.found[large] - max(memory.found["small"], memory.found["rest"]) > 200 * 2**20

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from redistill.checkpoint import latest
 from redistill.config import Config
 from redistill.losses.chunked import Part, Stats
 from redistill.models import load_model
+from redistill.phrases import SpanFinder
 from redistill.rollout import Drawn
 from redistill.runlog import read
 from redistill.steplog import step_record
@@ -127,6 +129,31 @@ def test_every_term_is_logged_and_the_loss_is_their_sum(whole):
 def test_one_loss_curve_however_the_batch_is_cut(whole, tmp_path, batch, accumulate):
     trainer(recipe(tmp_path, batch=batch, accumulate=accumulate)).train()
     assert_same_curve(curve(tmp_path), curve(whole[0]))
+
+
+def test_phrases_are_looked_for_while_the_models_read(tmp_path):
+    references = {"lmbda": 0.0, "schedule": "constant"}
+    run, read_by_both = trainer(recipe(tmp_path, steps=2, rollout=references)), threading.Event()
+    run.teacher.model.register_forward_hook(lambda *_: read_by_both.set())
+    find = run.finder._chunker
+
+    def only_then(text):
+        assert read_by_both.wait(timeout=60), "the step waits for phrases before the models have read"
+        return find(text)
+
+    run.finder = SpanFinder(TOKENIZER, only_then)
+    run.train()
+    other = trainer(recipe(tmp_path / "other", steps=2, rollout=references))
+    other.train()
+    assert_same_curve(curve(tmp_path), curve(tmp_path / "other"), tolerance=1e-6)
+    assert curve(tmp_path)[0]["spans"] > 0
+
+
+def test_what_finding_phrases_raises_ends_the_step(tmp_path):
+    run = trainer(recipe(tmp_path, steps=1))
+    run.finder = SpanFinder(TOKENIZER, lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.train()
 
 
 def test_slices_do_not_change_the_curve(whole, tmp_path):

@@ -5,11 +5,13 @@ Everything after the model works on `N` flat response positions: position `i` is
 distilled on (the student's own answers), those distilled on and fitted (references), those only fitted
 (references whose place a student's answer took). So a slice of positions never mixes groups, and the
 teacher reads only the rows of the first two.
+
+Phrases are not needed to read, so a batch is without them: `mark` asks for them once the models are at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict, cast
 
@@ -21,19 +23,23 @@ from redistill.sample import Sample
 
 # Positions in a slice as a batch is cut; whoever goes through them may join neighbours.
 SLICE = 8
+# Gives one number per response token, -1 outside every phrase, or () where there is none; may wait until it is found.
+Spans = Callable[[], Sequence[int]]
+
+
+def no_spans() -> tuple[int, ...]:
+    """Of a response without phrases."""
+    return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sequence to train on, and which terms look at it.
-
-    spans: one number per response token, -1 outside every phrase; only read where `distill`.
-    """
+    """One sequence to train on, and which terms look at it; spans are only asked for where `distill`."""
 
     sample: Sample
-    spans: tuple[int, ...]
     sft: bool
     distill: bool
+    spans: Spans = no_spans
 
 
 class Counts(NamedTuple):
@@ -53,21 +59,25 @@ class Slice(NamedTuple):
     distill: bool
 
 
+class Marks(NamedTuple):
+    """spans: [N], -1 outside every phrase. slices: cover the N positions in order."""
+
+    spans: Tensor
+    slices: tuple[Slice, ...]
+
+
 class Batch(TypedDict):
     """input_ids, position_ids: [B, L], see `Layout`. select: [N] flat indices into B * L.
-    targets, spans: [N]. behaviour, advantages: [N], see `Sample`; 0 where a sample has none. slices: cover the N
-    positions in order. rows: what the positions belong to, one after the other. distilled, distill_rows,
-    distill_positions: how many of `rows`, of the B rows and of the N positions, counted from the first, the teacher
-    reads."""
+    targets: [N]. behaviour, advantages: [N], see `Sample`; 0 where a sample has none. rows: what the positions
+    belong to, one after the other. distilled, distill_rows, distill_positions: how many of `rows`, of the B rows and
+    of the N positions, counted from the first, the teacher reads."""
 
     input_ids: Tensor
     position_ids: Tensor | None
     select: Tensor
     targets: Tensor
-    spans: Tensor
     behaviour: Tensor
     advantages: Tensor
-    slices: tuple[Slice, ...]
     distilled: int
     distill_rows: int
     distill_positions: int
@@ -75,10 +85,11 @@ class Batch(TypedDict):
 
 
 def count(rows: Sequence[Row]) -> Counts:
-    """Tokens that are fitted, tokens that are distilled on, and phrases of two tokens or more in the latter."""
+    """Tokens that are fitted, tokens that are distilled on, and phrases of two tokens or more in the latter (which it
+    waits for)."""
     sft = sum(len(row.sample.response) for row in rows if row.sft)
     token = sum(len(row.sample.response) for row in rows if row.distill)
-    span = sum(_spans_with_a_pair(row.spans) for row in rows if row.distill)
+    span = sum(_spans_with_a_pair(row.spans()) for row in rows if row.distill)
     return Counts(sft, token, span)
 
 
@@ -93,10 +104,9 @@ def split_by_length(rows: Sequence[Row], parts: int) -> list[list[Row]]:
     return [ordered[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
 
 
-def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE, packed: bool = False) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, packed: bool = False) -> Batch:
     """`rows` as one batch; those with an empty response or no term are left out.
 
-    slice_size: the most positions in one slice, exceeded only where one phrase is longer.
     packed: lay several rows into one of the batch (see `packing.packs`).
     """
     rows = [row for row in rows if row.sample.response and (row.sft or row.distill)]
@@ -107,10 +117,8 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE, packed: b
     layout = lay_out([read[:distilled], read[distilled:]], pad_id, packed)
     select: list[int] = []
     targets: list[int] = []
-    spans: list[int] = []
     behaviour: list[float] = []
     advantages: list[float] = []
-    groups: list[tuple[int, bool, bool]] = []
     for row, start in zip(rows, layout.first, strict=True):
         assert row.sample.prompt, "a row needs a prompt of one token or more to predict from"
         first = start + len(row.sample.prompt) - 1
@@ -119,23 +127,36 @@ def collate(rows: Sequence[Row], pad_id: int, slice_size: int = SLICE, packed: b
         nothing = (0.0,) * len(row.sample.response)
         behaviour.extend(row.sample.behaviour or nothing)
         advantages.extend(row.sample.advantages or nothing)
-        offset = len(spans)
-        spans.extend(offset + s if s >= 0 and row.distill else -1 for s in row.spans)
-        groups.append((len(targets), row.sft, row.distill))
     return Batch(
         input_ids=layout.input_ids,
         position_ids=layout.position_ids,
         select=torch.tensor(select, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
-        spans=torch.tensor(spans, dtype=torch.long),
         behaviour=torch.tensor(behaviour, dtype=torch.float32),
         advantages=torch.tensor(advantages, dtype=torch.float32),
-        slices=tuple(_slices(groups, spans, slice_size)),
         distilled=distilled,
         distill_rows=layout.rows[0],
         distill_positions=sum(len(row.sample.response) for row in rows[:distilled]),
         rows=tuple(rows),
     )
+
+
+def mark(batch: Batch, slice_size: int = SLICE) -> Marks:
+    """The phrases of a batch, which it waits for, and its positions cut between them.
+
+    slice_size: the most positions in one slice, exceeded only where one phrase is longer.
+    """
+    spans: list[int] = []
+    groups: list[tuple[int, bool, bool]] = []
+    for row in batch["rows"]:
+        offset, length = len(spans), len(row.sample.response)
+        found = (row.distill and row.spans()) or [-1] * length
+        assert len(found) == length, "spans have a number for each token"
+        spans.extend(offset + number if number >= 0 else -1 for number in found)
+        groups.append((len(spans), row.sft, row.distill))
+    # Without waiting for the device, which is at work on what it was given to read.
+    numbers = torch.tensor(spans, dtype=torch.long).to(batch["targets"].device, non_blocking=True)
+    return Marks(numbers, tuple(_slices(groups, spans, slice_size)))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -25,15 +25,17 @@ class Clock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Adds what happens inside to a phase; phases do not lie in one another."""
-        started = time.perf_counter()
+        """Adds what happens inside to a phase; one that lies in it is taken out of it."""
+        started, before = time.perf_counter(), sum(self.seconds.values())
         try:
             with ExitStack() as measured:
                 for meter in self._meters:
                     measured.enter_context(meter(name))
                 yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            elsewhere = sum(self.seconds.values()) - before
+            own = time.perf_counter() - started - elsewhere
+            self.seconds[name] = self.seconds.get(name, 0.0) + own
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items; what it takes to make them is the phase's."""

@@ -28,13 +28,15 @@ class PeakMemory:
     def __init__(self, device: torch.device):
         self.found: dict[str, int] = {}
         self._device = device
+        self._inside = [REST]
         self._told = self._reset()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        self._take(REST)
+        self._take(self._inside[-1])
+        self._inside.append(name)
         yield
-        self._take(name)
+        self._take(self._inside.pop())
 
     def _take(self, name: str) -> None:
         """What was the most since the last reset belongs to `name`."""
@@ -85,9 +87,12 @@ class Flops:
         counter = FlopCounterMode(display=False)
         known = counter.flop_registry
         known |= {_aten(unknown): known[_aten(same)] for unknown, same in _SAME_WORK.items()}
+        before = sum(self.found.values())
         with counter:
             yield
-        self.found[name] = self.found.get(name, 0) + counter.get_total_flops()
+        # What phases inside this one have found, it has seen too.
+        elsewhere = sum(self.found.values()) - before
+        self.found[name] = self.found.get(name, 0) + counter.get_total_flops() - elsewhere
 
 
 def _aten(name: str) -> object:

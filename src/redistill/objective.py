@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from redistill.batch import Batch, Counts, joined
+from redistill.batch import Batch, Counts, joined, mark
 from redistill.config import ObjectiveSettings
 from redistill.fused import Elementwise
 from redistill.losses import (
@@ -220,12 +220,13 @@ def batch_loss(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     batch: Batch,
-    counts: Counts,
+    counted: Callable[[], Counts],
     vocabulary: int,
 ) -> tuple[Tensor, Stats]:
     """Loss of one micro-batch, differentiable in student and clip network, and its statistics.
 
-    `counts` are those of the whole optimizer step, so the losses of its micro-batches simply add up.
+    counted: gives the counts of the whole optimizer step, so that the losses of its micro-batches simply add up. It
+    and the phrases are asked for when both models have been given what to read: until then they may be looked for.
     """
     ids, select, where = batch["input_ids"], batch["select"], batch["position_ids"]
     hidden = hidden_states(student, ids, select, where)
@@ -236,11 +237,12 @@ def batch_loss(
             teacher_hidden = hidden_states(
                 teacher, ids[:seen], select[:selected], None if where is None else where[:seen]
             )
-    slices = joined(batch["slices"], block_size(hidden.device.type, vocabulary))
+    marks, counts = mark(batch), counted()
+    slices = joined(marks.slices, block_size(hidden.device.type, vocabulary))
 
     def block_loss(logits: Tensor, teacher_logits: Tensor | None, index: int) -> Part:
         start, stop, sft, _ = slices[index]
-        targets, spans = batch["targets"][start:stop], batch["spans"][start:stop]
+        targets, spans = batch["targets"][start:stop], marks.spans[start:stop]
         written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
         return objective(logits, teacher_logits, targets, spans, sft, counts, written)
 

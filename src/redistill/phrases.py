@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -17,6 +18,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from redistill.chat import control_ids
+from redistill.clock import Clock
 from redistill.offsets import decoded_with_offsets, token_offsets
 
 if TYPE_CHECKING:
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
 ChunkerName = Literal["textblob", "spacy", "windows", "none"]
 
 
-__all__ = ["Chunker", "ChunkerName", "Phrase", "find_phrases", "load_chunker", "span_ids", "token_offsets"]
+__all__ = [
+    "Chunker",
+    "ChunkerName",
+    "Phrase",
+    "SpanFinder",
+    "find_phrases",
+    "load_chunker",
+    "span_ids",
+    "token_offsets",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +132,29 @@ def span_ids(
                 spans[inside[0] : inside[-1] + 1] = [number] * len(inside)
                 number += 1
     return spans
+
+
+class SpanFinder:
+    """Finds the spans of responses while the models read them.
+
+    In a thread, and a single one: torch lets others run while it computes, and a chunker need not bear two at a time.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chunker: ChunkerName | Chunker):
+        self._tokenizer = tokenizer
+        self._chunker = load_chunker(chunker) if isinstance(chunker, str) else chunker
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spans")
+
+    def ask(self, response: Sequence[int], clock: Clock) -> Callable[[], list[int]]:
+        """Gives `span_ids` of the response; what it must wait for them is a phase of `clock`. Raises what finding
+        them has raised."""
+        found = self._thread.submit(span_ids, response, self._tokenizer, self._chunker)
+
+        def wait() -> list[int]:
+            with clock.phase("spans"):
+                return found.result()
+
+        return wait
 
 
 def _fits(text: str, first: tuple[int, int], last: tuple[int, int], start: int, end: int) -> bool:

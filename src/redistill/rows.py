@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from redistill.batch import Row
+from redistill.batch import Row, Spans
 from redistill.config import ObjectiveSettings
 from redistill.rollout import Drawn
 from redistill.sample import Sample
@@ -15,9 +15,7 @@ def distils(objective: ObjectiveSettings) -> bool:
     return objective.token_weight > 0 or objective.span_weight > 0 or objective.policy.weight > 0
 
 
-def rows_of(
-    drawn: Drawn, objective: ObjectiveSettings, spans_of: Callable[[Sample], tuple[int, ...]]
-) -> list[Row]:
+def rows_of(drawn: Drawn, objective: ObjectiveSettings, spans_of: Callable[[Sample], Spans]) -> list[Row]:
     """A reference is fitted; it, or the student's answer in its place, is distilled on."""
     rows: list[Row] = []
     distil = distils(objective)
@@ -25,9 +23,9 @@ def rows_of(
         answer = drawn.student.get(place)
         fit = objective.sft_weight > 0 and bool(reference.response)
         if answer is None:
-            rows.append(Row(reference, spans_of(reference), fit, distil))
+            rows.append(Row(reference, fit, distil, spans_of(reference)))
             continue
-        rows.append(Row(answer, spans_of(answer), False, distil))
+        rows.append(Row(answer, False, distil, spans_of(answer)))
         if fit:
-            rows.append(Row(reference, (-1,) * len(reference.response), True, False))
+            rows.append(Row(reference, True, False))
     return rows

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from redistill import checkpoint
 from redistill.bad_steps import BadSteps
-from redistill.batch import Batch, Counts, collate, count, split_by_length, to_device
+from redistill.batch import Batch, Counts, Spans, collate, count, no_spans, split_by_length, to_device
 from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
 from redistill.clock import Clock
 from redistill.config import Config
@@ -39,7 +40,7 @@ from redistill.losses.chunked import Stats, merge
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, batch_loss
 from redistill.packing import packs
-from redistill.phrases import load_chunker, span_ids
+from redistill.phrases import SpanFinder
 from redistill.rollout import Pair, initial_state, sequence_level
 from redistill.rows import rows_of
 from redistill.runlog import RunLog, read
@@ -104,7 +105,7 @@ class DistillTrainer(Trainer):
         self.run_log = RunLog(Path(str(args.output_dir)))
         self.spending = Spending(config.budget)
         self.watch = StepWatch(config.objective)
-        self.chunker = load_chunker(config.objective.span.chunker)
+        self.finder = SpanFinder(processing_class, config.objective.span.chunker)
         self.bad_steps = BadSteps()
         self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
@@ -113,8 +114,8 @@ class DistillTrainer(Trainer):
 
     def get_batch_samples(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, epoch_iterator: Iterator[list[Sample]], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], Counts]:
-        """One optimizer step's micro-batches, written, revised and collated together, and what is in them."""
+    ) -> tuple[list[Batch], Callable[[], Counts]]:
+        """One optimizer step's micro-batches, written, revised and collated together, and what gives their counts."""
         self._started, self.clock = time.perf_counter(), self.new_clock()
         self._stats: list[Stats] = []
         self._losses: list[Tensor] = []
@@ -126,9 +127,8 @@ class DistillTrainer(Trainer):
             self._drawn = sequence_level(
                 references, self.pair, self.config, state, step, self.progress(), self.clock
             )
-        with self.clock.phase("spans"):
-            rows = rows_of(self._drawn, self.config.objective, self._spans)
-        self._counts = self._over_ranks(count(rows), device)
+        rows = rows_of(self._drawn, self.config.objective, self._spans)
+        self._counts = cache(lambda: self._over_ranks(count(rows), device))
         pad = self.tokenizer.pad_token_id
         self._batches = [
             collate(part, pad if isinstance(pad, int) else 0, packed=self.pair.packed)
@@ -142,10 +142,10 @@ class DistillTrainer(Trainer):
             return self.spending.fraction()
         return min(self.state.global_step / max(self.state.max_steps, 1), 1.0)
 
-    def _spans(self, sample: Sample) -> tuple[int, ...]:
+    def _spans(self, sample: Sample) -> Spans:
         if self.config.objective.span_weight == 0 or self.config.objective.span.chunker == "none":
-            return (-1,) * len(sample.response)
-        return tuple(span_ids(sample.response, self.tokenizer, self.chunker))
+            return no_spans
+        return self.finder.ask(sample.response, self.clock)
 
     def _over_ranks(self, counts: Counts, device: torch.device) -> Counts:
         if self.args.world_size == 1:
@@ -164,11 +164,11 @@ class DistillTrainer(Trainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: Counts | None = None,
+        num_items_in_batch: Callable[[], Counts] | None = None,
     ) -> Tensor:
         """The objective on one micro-batch, scaled so that a step's micro-batches and ranks add up."""
         assert num_items_in_batch is not None and not return_outputs
-        if not inputs["slices"]:
+        if not inputs["rows"]:
             return torch.zeros((), device=self.args.device, requires_grad=True)
         with self.accelerator.autocast():
             student, size = self.pair.student, self.pair.vocabulary
@@ -222,7 +222,8 @@ class DistillTrainer(Trainer):
         self.objective.zero_grad()
         step = self.state.global_step
         stats = merge(self._stats)
-        record = step_record(self._drawn, self._batches, stats, self._counts, self.pair.eos)
+        counts = self._counts()
+        record = step_record(self._drawn, self._batches, stats, counts, self.pair.eos)
         record |= {
             "step": step,
             "loss": float(sum(self._losses, torch.zeros(()))),
@@ -233,7 +234,7 @@ class DistillTrainer(Trainer):
         record |= {f"seconds_{phase}": seconds for phase, seconds in self.clock.seconds.items()}
         self.spending.add([record])
         record["progress"] = self.progress()
-        record["tokens_per_second"] = (self._counts.sft + self._counts.token) / record["seconds"]
+        record["tokens_per_second"] = (counts.sft + counts.token) / record["seconds"]
         self.run_log.append("steps", record)
         for revised in revision_records(self._batches, stats, self.tokenizer):
             self.run_log.append("revisions", {"step": step, **revised})

@@ -47,9 +47,7 @@ class ReplyReader:
     def read(self, prompts: Sequence[Ids]) -> list[tuple[float, ...]]:
         """The log-likelihoods of the replies (nats) after each prompt, all prompts in one batch. No gradients."""
         model, spines = self.model, self.spines
-        rows = [
-            Row(Sample(ids, spine), (-1,) * len(spine), True, False) for ids in prompts for spine in spines
-        ]
+        rows = [Row(Sample(ids, spine), True, False) for ids in prompts for spine in spines]
         head = head_of(model, plain_model(model).config.get_text_config().vocab_size)
         with answering(model):
             batch = to_device(collate(rows, pad_id=0), self._at.device)
