@@ -2,9 +2,11 @@
 
 All read the same hidden states and heads and give the gradients of the student's hidden states and head. Peers: TRL's
 chunked function (forward KL), dense forward KL, and DAC-KL as one would write it (dense logits, a sort of the
-vocabulary). Ours: forward KL alone, and everything together (fit to the targets, DAC-KL with its network, spans).
-Calls alternate; a row has the median time, its spread (lowest and highest), and the ratio to TRL. Peak memory is that
-above the inputs, of one call in a process of its own. The last line is JSON with the ratios.
+vocabulary), alone and together with all else. Ours: forward KL alone, DAC-KL alone, and everything together (fit to
+the targets, DAC-KL with its network, spans). "The projections alone" are the four products with the two heads that
+all of them need: their floor. Calls alternate; a row has the median time, its spread (lowest and highest), and the
+ratio to TRL. Peak memory is that above the inputs, of one call in a process of its own. The last line is JSON with
+the ratios.
 
 `--device cuda` runs the same on a GPU (never done so far); `--append FILE` adds the tables to a Markdown file.
 """
@@ -13,20 +15,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import torch
+from setting import setting
 from torch import Tensor, nn
 
 from redistill.batch import SLICE, Counts, Slice
 from redistill.config import ObjectiveSettings
+from redistill.losses import ClipNetwork
 from redistill.losses.chunked import Block, chunked
 from redistill.models import Head
 from redistill.objective import Objective, block_size, joined
@@ -38,6 +40,7 @@ SHAPES = {"cpu": [(512, 49152, 576, 576), (256, 151936, 896, 1536)],
 MEMORY = (4096, 49152, 576, 576)
 SCALED = (256, 16384, 256, 256)
 FORWARD_KL = ObjectiveSettings(sft_weight=0.0, span_weight=0.0, token_loss="forward_kl")
+DAC_KL = ObjectiveSettings(sft_weight=0.0, span_weight=0.0)
 EVERYTHING = ObjectiveSettings()
 
 
@@ -88,17 +91,44 @@ def dense(case: Case) -> float:
     return case.done((log_p.exp() * (log_p - log_q)).sum(-1).mean())
 
 
-def dense_dac(case: Case) -> float:
-    """DAC-KL at the network's first levels, literally: the vocabulary sorted, its cumulated mass cut, a bucket."""
-    log_q = case.head(case.hidden).float().log_softmax(-1)
-    log_p = case.teacher_head(case.teacher_hidden).float().log_softmax(-1)
+def projections(case: Case) -> float:
+    """No loss: both heads, and the student's gradients back through its own."""
+    with torch.no_grad():
+        by = case.head(case.hidden)
+        seen = case.teacher_head(case.teacher_hidden)
+        return float((by @ case.head.weight)[0, 0] + (by.t() @ case.hidden)[0, 0] + seen[0, 0])
+
+
+def _literal_dac(log_p: Tensor, log_q: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """The vocabulary sorted, its cumulated mass cut at the levels [N, 1], the rest a bucket."""
     p, q = log_p.exp(), log_q.exp()
     ascending, order = p.sort(-1)
     end = ascending.cumsum(-1)
-    inside = (end.clamp(max=0.996) - (end - ascending).clamp(min=0.004)).clamp(min=0) / ascending
+    inside = (end.minimum(upper) - (end - ascending).maximum(lower)).clamp(min=0) / ascending
     m = torch.zeros_like(p).scatter(-1, order, inside).scatter(-1, order[:, -1:], 1.0)
     left_p, left_q = ((1 - m) * p).sum(-1), ((1 - m) * q).sum(-1)
-    return case.done(((m * p * (log_p - log_q)).sum(-1) + left_p * (left_p / left_q).log()).mean())
+    return ((m * p * (log_p - log_q)).sum(-1) + left_p * (left_p / left_q).log()).mean()
+
+
+def dense_dac(case: Case) -> float:
+    """DAC-KL alone, at levels that do not learn."""
+    log_q = case.head(case.hidden).float().log_softmax(-1)
+    log_p = case.teacher_head(case.teacher_hidden).float().log_softmax(-1)
+    levels = (log_p.new_full((len(log_p), 1), level) for level in (0.004, 0.996))
+    return case.done(_literal_dac(log_p, log_q, *levels))
+
+
+def dense_everything(case: Case) -> float:
+    """The fit to the targets, DAC-KL at the levels of its network, and the spans, each as its formula says."""
+    log_q = case.head(case.hidden).float().log_softmax(-1)
+    log_p = case.teacher_head(case.teacher_hidden).float().log_softmax(-1)
+    network = ClipNetwork(generator=torch.Generator().manual_seed(0)).to(log_p.device)
+    levels = (level.float()[:, None] for level in network(log_q.detach(), log_p))
+    fit = nn.functional.nll_loss(log_q, case.targets)
+    p, q = log_p.exp(), log_q.exp()
+    gaps = torch.linalg.vector_norm(p[:-1] * p[1:] - q[:-1] * q[1:], dim=-1)
+    pair = (case.spans[1:] == case.spans[:-1]) & (case.spans[1:] >= 0)
+    return case.done(fit + _literal_dac(log_p, log_q, *levels) + gaps[pair].mean())
 
 
 def ours(settings: ObjectiveSettings) -> Callable[[Case], float]:
@@ -132,7 +162,10 @@ CALLS: dict[str, Callable[[Case], float]] = {
     "TRL, forward KL": trl,
     "dense, forward KL": dense,
     "dense, DAC-KL with a sort": dense_dac,
+    "dense, SFT + DAC-KL with a sort + span": dense_everything,
+    "the projections alone": projections,
     "redistill, forward KL": ours(FORWARD_KL),
+    "redistill, DAC-KL": ours(DAC_KL),
     "redistill, SFT + DAC-KL + span": ours(EVERYTHING),
 }
 
@@ -231,15 +264,7 @@ def main() -> None:
     if args.peak_of:
         print(peak_bytes(Case(MEMORY, args.device, args.type), args.peak_of))
         return
-    import redistill
-
-    where = (
-        torch.cuda.get_device_name()
-        if args.device == "cuda"
-        else f"{torch.get_num_threads()} threads of {_processor()}"
-    )
-    lines = ["", f"## {date.today()}", "", f"{where}; torch {torch.__version__}, redistill {redistill.__version__}; "
-             f"`{' '.join(['python', *sys.argv])}`, median of {args.repeat}."]  # fmt: skip
+    lines = setting(args.device, repeat=args.repeat, packages=("trl",))
     result: dict[str, object] = {}
     for shape in SHAPES[args.device]:
         more, result["x".join(map(str, shape))] = time_table(shape, args)
@@ -251,14 +276,6 @@ def main() -> None:
         with args.append.open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
     print(json.dumps(result))
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

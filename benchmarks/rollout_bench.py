@@ -28,15 +28,13 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import torch
-import transformers
+from setting import setting
 from transformers import PreTrainedModel
 
 from redistill.generate import answering, draw_uniforms, generate, go_on, select_rows
@@ -285,11 +283,7 @@ def main() -> None:
     parser.add_argument("--append", type=Path, help="Markdown file that gets the tables")
     args = parser.parse_args()
     case = load(args)
-    on_gpu = args.device == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
-    made_with = f"{where}; torch {torch.__version__}, transformers {transformers.__version__}"
-    lines = ["", f"## {date.today()}", "", f"{made_with}; `{' '.join(['python', *sys.argv])}`, {args.dtype}, "
-             f"median of {args.repeat}."]  # fmt: skip
+    lines = setting(args.device, repeat=args.repeat, packages=("transformers",))
     more, ratios = writing_table(case, args.repeat)
     lines += more
     case = replace(case, eos=frozenset())

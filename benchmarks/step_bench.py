@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
+
+from setting import setting
 
 OURS = {
     "on-policy, forward KL": {"method": "imitkd"},
@@ -131,7 +132,7 @@ def main() -> None:
             found.append(tokens / seconds)
             print(f"{name}: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     base = statistics.median(rates[TRL])
-    lines = ["", f"## {date.today()}", "", f"`{' '.join(['python', *sys.argv])}`, median of {args.repeat}.", "",
+    lines = [*setting(args.device, repeat=args.repeat, packages=("transformers", "trl")), "",
              "| step | response tokens/s | lowest to highest | of TRL |", "| --- | ---: | ---: | ---: |"]  # fmt: skip
     ratios = {}
     for name, found in rates.items():
