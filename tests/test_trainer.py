@@ -12,7 +12,7 @@ from tiny import tiny_llama, tiny_tokenizer
 from redistill import DistillTrainer, Sample
 from redistill.bad_steps import NotFinite
 from redistill.batch import Counts
-from redistill.checkpoint import latest
+from redistill.checkpoint import latest, rotate
 from redistill.config import Config
 from redistill.losses.chunked import Part, Stats
 from redistill.models import load_model
@@ -286,3 +286,23 @@ def test_share_cut_counts_fresh_answers_without_an_end():
     answers = [((4, 2), "rollout"), ((4, 4), "rollout"), ((2, 4), "rollout"), ((4, 4), "replay")]
     drawn = Drawn((), {place: Sample((1,), ids, origin) for place, (ids, origin) in enumerate(answers)})
     assert step_record(drawn, [], Stats(), Counts(0, 0, 0), frozenset({2}))["share_cut"] == 2 / 3
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (2, 4, 6, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "model.safetensors").write_bytes(b"x")
+
+    def left():
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    everything = left()
+    for limit in (None, 0, 4):
+        rotate(tmp_path, limit)
+        assert left() == everything
+    rotate(tmp_path, 3, best=str(tmp_path / "checkpoint-2"))
+    assert left() == ["checkpoint-10", "checkpoint-2", "checkpoint-6"]
+    rotate(tmp_path, 1, best=str(tmp_path / "checkpoint-2"))
+    assert left() == ["checkpoint-10", "checkpoint-2"]
+    rotate(tmp_path, 1)
+    assert left() == ["checkpoint-10"]

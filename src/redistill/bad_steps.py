@@ -37,10 +37,13 @@ class BadSteps:
         """Raises NotFinite, with what to do, after the third in a row."""
         if self.in_a_row < IN_A_ROW:
             return
+        # The update before them may be what broke the weights: those before that one gave a finite loss.
+        good = checkpoint.latest(run, step - self.in_a_row - 1)
+        newer = "" if good == checkpoint.latest(run) else " and delete the newer ones"
         raise NotFinite(
             f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step {step}; "
-            f"nothing was updated in them. Last good checkpoint: {checkpoint.latest(run) or 'none yet'}. "
-            "Lower training.learning_rate, or objective.dac.learning_rate, and go on from there."
+            f"nothing was updated in them. Last good checkpoint: {good or 'none yet'}. Lower "
+            f"training.learning_rate, or objective.dac.learning_rate{newer}, and go on from there with --resume."
         )
 
 

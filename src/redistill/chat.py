@@ -8,11 +8,9 @@ with the `plain` template and for pure `text` records the text is the user's own
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
-
-from jinja2.exceptions import TemplateError
 
 from redistill.sample import Example, Message, Sample
 
@@ -33,6 +31,7 @@ ALPACA_WITH_INPUT = (
 )
 
 _MARK = 0xF0000  # a private-use plane: one character stands for one hidden string while a template renders
+_MARKS_END = 0xFFFFE
 _MARKS = re.compile("([\U000f0000-\U000ffffd])")
 
 
@@ -81,7 +80,7 @@ def prompt_ids(
     if _is_text_record(example):
         return (_opening_id(tokenizer),)
     if template == "chat":
-        hidden: list[str] = []
+        hidden: dict[str, int] = {}
         pattern = _control_pattern(tokenizer)
         turns = [replace(m, content=_hide(m.content, pattern, hidden)) for m in _turns(example, system)]
         return tuple(_ids_with_hidden(_rendered(turns, tokenizer, prompt=True), hidden, tokenizer))
@@ -92,7 +91,7 @@ def prompt_ids(
         text = "\n\n".join(filter(None, (instruction, example.context)))
         return tuple(_plain_ids(text, tokenizer, bos=True))
     form = ALPACA_WITH_INPUT if example.context else ALPACA
-    hidden = []
+    hidden = {}
     text = form.format(instruction=instruction, input=example.context)
     text = _hide(text, _control_pattern(tokenizer), hidden)
     return tuple(_ids_with_hidden(text, hidden, tokenizer, bos=True))
@@ -107,7 +106,7 @@ def response_ids(
     border. Where it would merge with the prompt's end it is encoded apart, since generation cannot merge.
     parse: control tokens in the text are parsed (plain text); a closing one is not doubled.
     """
-    hidden: list[str] = []
+    hidden: dict[str, int] = {}
     body = text if parse else _hide(text, _control_pattern(tokenizer), hidden)
     before = _generation_tail(tokenizer) if template == "chat" else "\n" if template == "alpaca" else ""
     anchor = _plain_ids(before, tokenizer)
@@ -206,7 +205,7 @@ def _rendered(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, p
     conversation = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=prompt))
-    except TemplateError as error:
+    except Exception as error:  # a template is a program, of whoever made the tokenizer
         raise TemplateRefusal(f"the chat template refuses the record: {error}") from error
 
 
@@ -225,34 +224,34 @@ def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile("|".join([*map(re.escape, ordered), _MARKS.pattern]))
 
 
-def _hide(text: str, pattern: re.Pattern[str], hidden: list[str]) -> str:
-    """`text` with each control string replaced by one mark; `hidden[k]` is the string of mark k."""
-
-    def mark(found: re.Match[str]) -> str:
-        if found[0] not in hidden:
-            hidden.append(found[0])
-        return chr(_MARK + hidden.index(found[0]))
-
-    return pattern.sub(mark, text)
+def _hide(text: str, pattern: re.Pattern[str], hidden: dict[str, int]) -> str:
+    """`text` with each control string replaced by one mark; `hidden` gives each string the number of its mark."""
+    shown = pattern.sub(lambda found: chr(_MARK + hidden.setdefault(found[0], len(hidden))), text)
+    if len(hidden) > _MARKS_END - _MARK:
+        raise TemplateRefusal("the record has too many different control texts")
+    return shown
 
 
 def _ids_with_hidden(
-    text: str, hidden: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, bos: bool = False
+    text: str, hidden: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, *, bos: bool = False
 ) -> list[int]:
     """Encodes `text`, hidden strings as the text they are; with none it is one ordinary encoding."""
     if not hidden:
         return _plain_ids(text, tokenizer, bos=bos)
     first, *rest = _MARKS.split(text)  # text, mark, text, mark, ..., text
+    texts = list(hidden)
     ids = _plain_ids(first, tokenizer, bos=bos)
     for mark, piece in zip(rest[::2], rest[1::2], strict=True):
-        ids += _literal_ids(hidden[ord(mark) - _MARK], tokenizer) + _plain_ids(piece, tokenizer)
+        ids += _literal_ids(texts[ord(mark) - _MARK], tokenizer) + _plain_ids(piece, tokenizer)
     return ids
 
 
 def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if control_ids(tokenizer).isdisjoint(ids) or len(text) == 1:
+    if control_ids(tokenizer).isdisjoint(ids):
         return ids
+    if len(text) == 1:
+        raise TemplateRefusal(f"the tokenizer has no other token for {text!r} than a control token")
     # A tokenizer may ignore the switch; two halves of a control string are never one.
     half = len(text) // 2
     return _literal_ids(text[:half], tokenizer) + _literal_ids(text[half:], tokenizer)

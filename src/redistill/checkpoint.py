@@ -2,6 +2,7 @@
 
 The engine saves student, optimizer, scheduler and its random states; `redistill.safetensors` and
 `redistill.json` beside them hold the clip network, the rollout generator, the replay buffer and the schedule.
+`SHA256SUMS`, written last, tells whether all of it is still what was saved.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from redistill.manifest import damaged_files, write_manifest
 from redistill.replay import ShareSchedule
 from redistill.rollout import RolloutState
 
 PREFIX = "checkpoint-"
+DAMAGED = "damaged-"
 UNFINISHED = ".unfinished"
 _GENERATOR = "rollout_generator"
 
@@ -67,11 +70,11 @@ def finish(unfinished: Path, run: Path, state: TrainerState) -> Path:
     if state.best_model_checkpoint == str(unfinished):
         state.best_model_checkpoint = str(target)
         state.save_to_json(str(unfinished / "trainer_state.json"))
-    for path in unfinished.rglob("*"):
-        if path.is_file():
-            _sync(path)
+    write_manifest(unfinished)
+    for path in (unfinished, *unfinished.rglob("*")):
+        _sync(path)
     if target.exists():
-        shutil.rmtree(target)
+        target.replace(unfinished.with_name("replaced"))
     unfinished.replace(target)
     _sync(run)
     return target
@@ -85,10 +88,75 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder, or None."""
-    found = [p for p in run.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix(PREFIX)), default=None)
+def rotate(run: Path, limit: int | None, best: str | None = None) -> None:
+    """Remove the oldest checkpoints over `limit` (None or 0: none); the newest and `best`, a path, always stay.
+
+    Each is renamed first, so that no half of one is left under its name.
+    """
+    found = _newest_first(run)
+    kept = {*found[:1], *([Path(best)] if best else [])}
+    for folder in reversed(found):
+        if not limit or len(found) <= max(limit, len(kept)):
+            return
+        if folder not in kept:
+            clear_unfinished(run)
+            (run / UNFINISHED).mkdir()
+            folder.replace(run / UNFINISHED / folder.name)
+            clear_unfinished(run)
+            found = [each for each in found if each != folder]
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was saved, by its name."""
+    return int(folder.name.removeprefix(PREFIX))
+
+
+def latest(run: Path, step: int | None = None) -> Path | None:
+    """The newest checkpoint of a run folder, or of those up to `step`; or None."""
+    return next((each for each in _newest_first(run) if step is None or step_of(each) <= step), None)
+
+
+def _newest_first(run: Path) -> list[Path]:
+    found = [each for each in run.glob(f"{PREFIX}*") if each.name.removeprefix(PREFIX).isdecimal()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Raises ValueError naming the files of a checkpoint that are no longer what was saved."""
+    if files := damaged_files(folder):
+        raise ValueError(
+            f"{folder} is not as it was saved (damaged or missing: {', '.join(files)}): go on from another "
+            "checkpoint. Whoever trusts the files as they are runs `sha256sum * > SHA256SUMS` in it."
+        )
+
+
+def set_damaged_aside(run: Path) -> list[str]:
+    """Rename the checkpoints that are newer than the newest whole one; a sentence on each.
+
+    In its place a damaged one would be written over, and would count as the newest when old ones are removed.
+    Raises ValueError where there are checkpoints and none is whole: then nothing is renamed.
+    """
+    damaged: dict[Path, str] = {}
+    for folder in _newest_first(run):
+        if not (files := damaged_files(folder)):
+            break
+        damaged[folder] = ", ".join(files)
+    else:
+        if damaged:
+            found = "; ".join(f"{folder.name}: {files}" for folder, files in damaged.items())
+            raise ValueError(
+                f"no checkpoint in {run} is as it was saved (damaged or missing: {found}). Bring one back, start "
+                "anew with another --output, or, if you trust the files, run `sha256sum * > SHA256SUMS` in it."
+            )
+    for folder in damaged:
+        aside = folder.with_name(DAMAGED + folder.name)
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.replace(aside)
+    return [
+        f"{folder.name} is not as it was saved (damaged or missing: {files}): it is now {DAMAGED}{folder.name}, "
+        "and its steps are trained again."
+        for folder, files in damaged.items()
+    ]
 
 
 @contextmanager

@@ -21,7 +21,7 @@ class Clock:
 
     def __init__(self, *meters: Meter) -> None:
         self.seconds: dict[str, float] = {}
-        self._meters = meters
+        self._meters, self._started = meters, time.perf_counter()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -36,6 +36,11 @@ class Clock:
             elsewhere = sum(self.seconds.values()) - before
             own = time.perf_counter() - started - elsewhere
             self.seconds[name] = self.seconds.get(name, 0.0) + own
+
+    def record(self) -> dict[str, float]:
+        """`seconds` since the clock was made, and `seconds_<phase>` of each phase."""
+        whole = time.perf_counter() - self._started
+        return {"seconds": whole} | {f"seconds_{name}": seconds for name, seconds in self.seconds.items()}
 
     def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items; what it takes to make them is the phase's."""

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from redistill.config_faults import Key, faults, nearest, origin_of
+from redistill.config_faults import Key, faults, listed, nearest, origin_of, shortened
 from redistill.methods import find_method
 from redistill.objective_settings import DacSettings, ObjectiveSettings, PolicySettings, SpanSettings
 from redistill.settings import (
@@ -124,10 +124,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), method: str | N
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(faults(error, Config, origins, str(path)))) from None
+        raise ConfigError(listed([*faults(error, Config, origins, str(path))])) from None
     unknown = list(_unknown_training_keys(config.training, origins, str(path)))
     if unknown:
-        raise ConfigError("\n".join(unknown))
+        raise ConfigError(listed(unknown))
     return config
 
 
@@ -186,7 +186,8 @@ def _unknown_training_keys(
         if key not in names:
             near = nearest(key, names).replace("name: ", "name: training.")
             origin = origin_of(("training", key), origins, file)
-            yield f"{origin}: training.{key} is not an argument of transformers.TrainingArguments.{near}"
+            name = shortened(f"training.{key}")
+            yield f"{origin}: {name} is not an argument of transformers.TrainingArguments.{near}"
 
 
 def _conflicts(config: Config) -> Iterator[tuple[bool, str, str]]:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 Key = tuple[str, ...]
 Root = type[BaseModel]
+LISTED = 10
 
 
 def origin_of(key: Key, origins: Mapping[Key, str], file: str) -> str:
@@ -24,7 +25,7 @@ def faults(error: ValidationError, root: Root, origins: Mapping[Key, str], file:
     for detail in error.errors(include_url=False):
         by_key.setdefault(_setting(detail, root), []).append(detail)
     for key, details in by_key.items():
-        origin, name = origin_of(key, origins, file), ".".join(key)
+        origin, name = origin_of(key, origins, file), shortened(".".join(key))
         if details[0]["type"] == "conflict":
             yield f"{origin}: {details[0]['msg']}"
         elif details[0]["type"] == "extra_forbidden":
@@ -67,12 +68,23 @@ def _what_is_wrong(detail: ErrorDetails, key: Key) -> str:
     near = ""
     if detail["type"] == "literal_error" and isinstance(given, str):
         near = nearest(given, context["expected"].replace("'", "").replace(" or ", ", ").split(", "))
-    return f"{element and element + ' '}is {_shown(given)} but {message}{near and '.' + near.rstrip('.')}"
+    return f"{element and element + ' '}is {shown(given)} but {message}{near and '.' + near.rstrip('.')}"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
+def shown(value: object) -> str:
+    """A value as it was given, but not all of a long one."""
+    return shortened(repr(value))
+
+
+def shortened(text: str) -> str:
+    """At most 80 characters of it."""
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first faults, a line each, and how many more there are."""
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join([*lines[:LISTED], *more])
 
 
 def _required(key: Key, root: Root) -> str:

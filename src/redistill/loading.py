@@ -41,7 +41,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision or "main", trust_remote_code=False, padding_side="right"
         )
-    except (OSError, ValueError, KeyError) as problem:
+    except Exception as problem:  # what a damaged or hostile folder makes the libraries raise is of any class
         raise ValueError(
             f"the tokenizer of {str(name)!r} could not be loaded: {first_line(problem)}"
         ) from problem
@@ -66,6 +66,8 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
+    from redistill.out_of_memory import is_out_of_memory
+
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
     _refuse_missing_folder(name)
@@ -88,7 +90,9 @@ def load_model(
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as problem:
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            raise
         raise ValueError(
             f"the model {str(name)!r} could not be loaded: {first_line(problem)} "
             "(only safetensors weights are read, and no code from the hub is run)"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill.config_faults import shown
 from redistill.yaml_lines import read_yaml
 
 TABLE = Path(__file__).with_name("methods.yaml")
 FIELDS = ("from", "source", "settings")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ def read_methods(own: Mapping[str, Any] | None = None) -> dict[str, Method]:
     packaged, _ = read_yaml(TABLE)
     if taken := sorted(set(packaged) & set(own or {})):
         raise ValueError(f"the method {taken[0]!r} exists already: give your own another name.")
+    if odd := [name for name in own or {} if not _NAME.fullmatch(name)]:
+        raise ValueError(f"the method {shown(odd[0])} cannot name a folder: use letters, digits and _ . + -")
     rows: dict[str, Any] = {**packaged, **(own or {})}
     return {name: _method(name, rows) for name in rows}
 
@@ -42,7 +47,7 @@ def find_method(name: str, methods: Mapping[str, Method] | None = None) -> Metho
     if name in methods:
         return methods[name]
     near = get_close_matches(name, methods, n=3) or sorted(methods)
-    raise ValueError(f"there is no method {name!r}. Known: {', '.join(near)}.")
+    raise ValueError(f"there is no method {shown(name)}. Known: {', '.join(near)}.")
 
 
 def _method(name: str, rows: Mapping[str, Any], seen: tuple[str, ...] = ()) -> Method:

@@ -169,7 +169,8 @@ def check_forward(model: nn.Module, vocabulary: int) -> None:
     """Compares `head_of(...).logits(hidden_states(...))` with the model's own logits on four tokens.
 
     An architecture that scales its logits in a way `head_of` does not know would otherwise train on wrong
-    distributions without a sound. Raises ValueError naming the class. Costs one tiny forward.
+    distributions without a sound, and so would one whose weights are NaN. Raises ValueError naming the class. Costs
+    one tiny forward.
     """
     inner = plain_model(model)
     ids = torch.arange(4, device=inner.device)[None] % vocabulary
@@ -181,6 +182,8 @@ def check_forward(model: nn.Module, vocabulary: int) -> None:
         ours = head_of(model, vocabulary).logits(hidden_states(model, ids, select)).float()
     finally:
         model.train(was_training)
+    if bool(own.isnan().any()):
+        raise ValueError(f"{type(inner).__name__} gives logits that are not finite: its weights are broken.")
     if not torch.allclose(own, ours, rtol=2e-2, atol=2e-2 * float(own.abs().max())):
         raise ValueError(
             f"{type(inner).__name__} computes its logits in a way redistill does not know (off by up to "

@@ -195,8 +195,8 @@ def to_split(config: Config, tokenizer: PreTrainedTokenizerBase, examples: Seque
         log.warning("%d of %d records left out by the length limits", len(left_out), len(examples))
     if examples and not kept:
         raise DataError(
-            f"{Path(data.path).name}: every prompt is over data.max_prompt_length = {data.max_prompt_length} "
-            "tokens; raise it, or set data.on_long_prompt: truncate"
+            f"{Path(data.path).name}: no record is left; the first: {left_out[0]}. Where prompts are too long, raise "
+            "data.max_prompt_length, or set data.on_long_prompt: truncate."
         )
     return Split(*(tuple(column) for column in zip(*kept, strict=True))) if kept else Split()
 

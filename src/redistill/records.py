@@ -57,7 +57,7 @@ def _read(record: Any, source: str) -> Example:
         return Example("", (_text(columns["text"], "text"),), source=source)
     raise _Unusable(
         'has no "messages", "prompt", "instruction" or "text"; '
-        + (f"it has {', '.join(map(repr, list(columns)[:8]))}" if columns else "it is empty")
+        + (f"it has {', '.join(map(_shown, list(columns)[:8]))}" if columns else "it is empty")
     )
 
 
@@ -117,7 +117,8 @@ def _turns(value: Any, column: str) -> tuple[Message, ...]:
         if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
             raise _Unusable(f'has no "role" and "content" in {where}')
         if turn["role"] not in ROLES:
-            raise _Unusable(f"has the role {turn['role']!r} in {where}; known are {', '.join(ROLES)}")
+            role = _shown(turn["role"]) if isinstance(turn["role"], str) else _kind(turn["role"])
+            raise _Unusable(f"has the role {role} in {where}; known are {', '.join(ROLES)}")
         # An assistant may have said nothing in between, and a system message may be blank; a user may not.
         turns.append(Message(turn["role"], _text(turn["content"], where, empty=turn["role"] != "user")))
     return tuple(turns)
@@ -136,6 +137,10 @@ def _text(value: Any, column: str, *, empty: bool = False) -> str:
     if not empty and not value.strip():
         raise _Unusable(f'has an empty "{column}"')
     return value
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 40 else name[:37] + "...")
 
 
 def _kind(value: Any) -> str:

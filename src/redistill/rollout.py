@@ -16,6 +16,7 @@ from redistill.clock import Clock
 from redistill.config import Config, RevisionSettings, RolloutSettings
 from redistill.engines.writer import Loop, Request, Writer
 from redistill.generate import draw_uniforms
+from redistill.out_of_memory import Halving
 from redistill.policy import with_advantages
 from redistill.replay import ReplayBuffer, ShareSchedule
 from redistill.revision import revise_samples
@@ -111,6 +112,28 @@ def sequence_level(
     state.buffer.push(fresh)
     student = dict(zip([*replay_places, *fresh_places], [*replayed, *fresh], strict=True))
     return Drawn(tuple(references), student)
+
+
+def within_memory(
+    halving: Halving,
+    references: Sequence[Sample],
+    pair: Pair,
+    config: Config,
+    state: RolloutState,
+    step: int,
+    progress: float,
+    clock: Clock,
+) -> Drawn:
+    """`sequence_level`; where the memory does not suffice, once more from the same random numbers, with fewer rows at
+    once: the same answers, up to rounding."""
+    before = state.generator.get_state()
+
+    def attempt(rows: int) -> Drawn:
+        rollout = config.rollout.model_copy(update={"batch_size": rows})
+        smaller = config.model_copy(update={"rollout": rollout})
+        return sequence_level(references, pair, smaller, state, step, progress, clock)
+
+    return halving.run(len(references), attempt, lambda: state.generator.set_state(before))
 
 
 def replay_share(rollout: RolloutSettings, progress: float) -> float:

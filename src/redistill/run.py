@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
@@ -21,6 +19,7 @@ from redistill.measure import Bench
 from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
+from redistill.yaml_lines import parse_value, read_yaml
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,11 @@ def _train(
     config: Config, folder: Path, console: Console, prepared: Prepared | None, go_on: bool, started: float
 ) -> Outcome:
     config = in_folder(config, folder)
-    last = checkpoint.latest(folder)
-    if last is not None and not go_on:
+    if checkpoint.latest(folder) is not None and not go_on:
         refuse_other_recipe(config, folder)
+    for said in checkpoint.set_damaged_aside(folder):
+        console.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    last = checkpoint.latest(folder)
     write_whole(folder / "recipe.yaml", config.to_yaml())
     checkpoint.clear_unfinished(folder)
     prepared = prepared or prepare(config)
@@ -101,7 +102,11 @@ def refuse_other_recipe(config: Config, folder: Path) -> None:
     path = folder / "recipe.yaml"
     if not path.is_file():
         return
-    before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(config.to_yaml())
+    now = parse_value(config.to_yaml())
+    try:
+        before = read_yaml(path)[0]
+    except ValueError as error:
+        raise ValueError(f"{error} Remove that file to go on with the settings given now.") from None
     changed = sorted(k for k, v in _flat(now).items() if _flat(before).get(k) != v)
     changed += sorted(set(_flat(before)) - set(_flat(now)))
     if changed:
@@ -120,7 +125,7 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """A plain Hugging Face model (or adapter) folder, whole or not there."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with checkpoint.saving(folder.parent):

@@ -31,22 +31,33 @@ class RunLog:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop every record after `step`, and a half-written last line: a resumed run writes them again."""
+        """Drop every record after `step`, which a resumed run writes again, and lines that are no records."""
         for path in self.folder.glob("*.jsonl"):
-            kept = [record for record in read(path) if record.get("step", 0) <= step]
+            kept = [
+                record for record in _parsed(path) if record is not None and record.get("step", 0) <= step
+            ]
             write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The records of one file, oldest first; stops at a line that a kill cut short."""
+    for record in _parsed(path):
+        if record is None:
+            return
+        yield record
+
+
+def _parsed(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Line by line; None for one that is no record. A file that is not there has no lines."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                return
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield record if isinstance(record, dict) else None
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import islice
@@ -26,22 +25,23 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import rotate_checkpoints
 
 from redistill import checkpoint
+from redistill.accumulation import Accumulation
 from redistill.bad_steps import BadSteps
-from redistill.batch import Batch, Counts, Spans, collate, count, no_spans, split_by_length, to_device
+from redistill.batch import Batch, Counts, Row, Spans, collate, count, no_spans, split_by_length, to_device
 from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
 from redistill.clock import Clock
 from redistill.config import Config
 from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
-from redistill.losses.chunked import Stats, merge
+from redistill.losses.chunked import merge
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, batch_loss
+from redistill.out_of_memory import Halving
 from redistill.packing import packs
 from redistill.phrases import SpanFinder
-from redistill.rollout import Pair, initial_state, sequence_level
+from redistill.rollout import Pair, initial_state, within_memory
 from redistill.rows import rows_of
 from redistill.runlog import RunLog, read
 from redistill.sample import Sample
@@ -107,6 +107,9 @@ class DistillTrainer(Trainer):
         self.watch = StepWatch(config.objective)
         self.finder = SpanFinder(processing_class, config.objective.span.chunker)
         self.bad_steps = BadSteps()
+        self.writing = Halving("writing answers", "rollout.batch_size", config.rollout.batch_size)
+        self.reading = Halving("the loss", "per_device_train_batch_size")
+        self.validating = Halving("validation", "per_device_eval_batch_size", args.per_device_eval_batch_size)
         self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
 
@@ -116,25 +119,26 @@ class DistillTrainer(Trainer):
         self, epoch_iterator: Iterator[list[Sample]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Callable[[], Counts]]:
         """One optimizer step's micro-batches, written, revised and collated together, and what gives their counts."""
-        self._started, self.clock = time.perf_counter(), self.new_clock()
-        self._stats: list[Stats] = []
-        self._losses: list[Tensor] = []
+        self.clock = self.new_clock()
         with self.clock.phase("waiting"):
             micro = list(islice(epoch_iterator, num_batches))
         references = [sample for samples in micro for sample in samples]
         state, step = self.rollout_state, self.state.global_step
         with self.accelerator.autocast():
-            self._drawn = sequence_level(
-                references, self.pair, self.config, state, step, self.progress(), self.clock
+            self._drawn = within_memory(
+                self.writing, references, self.pair, self.config, state, step, self.progress(), self.clock
             )
         rows = rows_of(self._drawn, self.config.objective, self._spans)
         self._counts = cache(lambda: self._over_ranks(count(rows), device))
+        self._step = Accumulation(self._trained(), self._collate)
+        return [self._collate(part) for part in split_by_length(rows, len(micro))], self._counts
+
+    def _collate(self, rows: Sequence[Row]) -> Batch:
         pad = self.tokenizer.pad_token_id
-        self._batches = [
-            collate(part, pad if isinstance(pad, int) else 0, packed=self.pair.packed)
-            for part in split_by_length(rows, len(micro))
-        ]
-        return list(self._batches), self._counts
+        return collate(rows, pad if isinstance(pad, int) else 0, packed=self.pair.packed)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [*self.pair.student.parameters(), *self.objective.parameters()]
 
     def progress(self) -> float:
         """Which share of the run is done, 0 to 1: of its budget, or of its steps."""
@@ -173,14 +177,14 @@ class DistillTrainer(Trainer):
         with self.accelerator.autocast():
             student, size = self.pair.student, self.pair.vocabulary
             loss, stats = batch_loss(self.objective, student, self.teacher, inputs, num_items_in_batch, size)
-        self._stats.append(stats)
-        self._losses.append(loss.detach())
+        self._step.add(inputs, loss, stats)
         return loss * self.args.world_size
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The engine's, timed: both models' forward, the loss and the backward."""
+    def training_step(self, model: nn.Module, inputs: Batch, *rest: Any, **options: Any) -> Tensor:
+        """The engine's, timed: both models' forward, the loss and the backward; in pieces if it must be."""
+        whole = super().training_step
         with self.clock.phase("loss"):
-            return super().training_step(*args, **kwargs)
+            return self._step.read(inputs, self.reading, lambda batch: whole(model, batch, *rest, **options))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The engine's optimizer, with the clip network as a parameter group of its own learning rate."""
@@ -214,29 +218,22 @@ class DistillTrainer(Trainer):
 
     def before_optimizer(self) -> None:
         """Drop the gradients of a step whose loss or gradients are not finite, so that nothing is updated."""
-        trained = [*self.pair.student.parameters(), *self.objective.parameters()]
-        self.bad_steps.leave_out(self._losses, trained)
+        self.bad_steps.leave_out(self._step.losses, self._trained())
 
     def after_step(self) -> None:
         """Write the step's records; stop a run that no longer yields finite losses."""
         self.objective.zero_grad()
         step = self.state.global_step
-        stats = merge(self._stats)
-        counts = self._counts()
-        record = step_record(self._drawn, self._batches, stats, counts, self.pair.eos)
-        record |= {
-            "step": step,
-            "loss": float(sum(self._losses, torch.zeros(()))),
-            "skipped": self.bad_steps.skipped,
-        }
+        batches, stats, counts = self._step.batches, merge(self._step.stats), self._counts()
+        record = step_record(self._drawn, batches, stats, counts, self.pair.eos)
+        record |= {"step": step, "loss": self._step.loss(), "skipped": self.bad_steps.skipped}
         record |= {"lmbda": self.rollout_state.schedule.share, "buffer": len(self.rollout_state.buffer)}
-        record["seconds"] = time.perf_counter() - self._started
-        record |= {f"seconds_{phase}": seconds for phase, seconds in self.clock.seconds.items()}
+        record |= self.clock.record()
         self.spending.add([record])
         record["progress"] = self.progress()
         record["tokens_per_second"] = (counts.sft + counts.token) / record["seconds"]
         self.run_log.append("steps", record)
-        for revised in revision_records(self._batches, stats, self.tokenizer):
+        for revised in revision_records(batches, stats, self.tokenizer):
             self.run_log.append("revisions", {"step": step, **revised})
         self._metrics = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for warning in self.watch.update(record):
@@ -252,9 +249,9 @@ class DistillTrainer(Trainer):
     ) -> dict[str, float]:
         """Forward KL to the teacher and perplexity on the references; a rise moves the adaptive schedule."""
         samples = self.samples_eval if eval_dataset is None else list(eval_dataset)
-        size = self.args.per_device_eval_batch_size
+        given = self.pair.student, self.teacher, samples, self.pair.vocabulary
         with self.accelerator.autocast():
-            scores = reference_scores(self.pair.student, self.teacher, samples, self.pair.vocabulary, size)
+            scores = self.validating.run(len(samples), lambda rows: reference_scores(*given, rows))
         weights = self.config.objective
         loss = weights.sft_weight * scores["nll"] + weights.token_weight * scores["kl"]
         self.rollout_state.schedule.update(loss)
@@ -287,12 +284,15 @@ class DistillTrainer(Trainer):
             self._unfinished = None
             checkpoint.clear_unfinished(run)
         best = self.state.best_model_checkpoint
-        rotate_checkpoints(str(run), self.args.save_total_limit, best, use_mtime=False)
+        # None goes while steps fail: the weights that are saved then may be what is wrong.
+        if not self.bad_steps.in_a_row:
+            checkpoint.rotate(run, self.args.save_total_limit, best)
 
     def load_weights(self, folder: Path) -> None:
         """Student, clip network and rollout state as a checkpoint has them, without going on to train."""
         self._load_from_checkpoint(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoint.refuse_damaged(Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         checkpoint.load_state(Path(resume_from_checkpoint), self.objective, self.rollout_state)

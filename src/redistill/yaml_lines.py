@@ -1,12 +1,19 @@
-"""Plain YAML with the line of every key: no tags, no anchors, no key twice, and `1e-4` is a number."""
+"""Plain YAML with the line of every key: no tags, no anchors, no key twice, and `1e-4` is a number.
+
+A date is text. Numbers are finite, and whole ones have at most 63 bits.
+"""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+_PLAIN = ("bool", "float", "int", "null", "merge")
+_LARGEST = 2**63
 
 
 class YamlError(ValueError):
@@ -15,6 +22,11 @@ class YamlError(ValueError):
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader reads `1e-4` as text, as YAML 1.1 asks; YAML 1.2, and whoever writes it, mean a number."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] in _PLAIN]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -90,10 +102,16 @@ def _value(
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, key, name, {}) for item in node.value]
     if not isinstance(node, yaml.MappingNode):
+        place = _place(name, node.start_mark)
         try:
-            return loader.construct_object(node)
+            value: Any = loader.construct_object(node)
         except ValueError as error:
-            raise YamlError(f"{_place(name, node.start_mark)}cannot be read: {error}.") from None
+            raise YamlError(f"{place}cannot be read: {error}.") from None
+        if isinstance(value, int) and abs(value) >= _LARGEST:
+            raise YamlError(f"{place}{'.'.join(key)} should be a number of at most 63 bits.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise YamlError(f"{place}{'.'.join(key)} is {value} but should be a finite number.")
+        return value
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
         place = _place(name, key_node.start_mark)

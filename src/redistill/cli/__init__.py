@@ -6,6 +6,7 @@ Each command imports what it needs when it runs, so that `--help` is there at on
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import warnings
@@ -39,9 +40,23 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
 
 
+class _OnlyText(logging.Formatter):
+    """Warnings name files and quote records: what a terminal would obey in them is left out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _plain(super().format(record))
+
+
+def _speak() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OnlyText())
+    logging.getLogger("redistill").addHandler(handler)
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one sentence on stderr, never a traceback."""
     _quiet()
+    _speak()
     keep_freed_memory()
     try:
         app()
@@ -55,11 +70,17 @@ def main() -> None:
         _fail(f"the disk is full ({problem.filename or 'while saving'}): the last checkpoint is whole; "
               "make room and run the same command again", 1)  # fmt: skip
     except RuntimeError as problem:
-        if type(problem).__name__ != "NotFinite":
+        if type(problem).__name__ not in ("NotFinite", "OutOfMemory"):
             raise
         _fail(str(problem), 1)
 
 
+def _plain(text: str) -> str:
+    from redistill.console.plain import plain_text
+
+    return plain_text(text)
+
+
 def _fail(message: str, code: int) -> None:
-    print(f"redistill: {message}", file=sys.stderr)
+    print(_plain(f"redistill: {message}"), file=sys.stderr)
     raise SystemExit(code)

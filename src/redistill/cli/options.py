@@ -22,10 +22,10 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 
 
 def terminal() -> Console:
-    """Where a command prints; rich is loaded when one runs."""
+    """Where a command prints; rich is loaded when one runs. Paths and names are text, never markup."""
     from rich.console import Console
 
-    return Console()
+    return Console(markup=False, emoji=False)
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 
 from redistill.compare.search import TRIAL_SEED, CompareSearch, Point
 from redistill.config import Config, ConfigError, load_config
-from redistill.config_faults import faults
+from redistill.config_faults import faults, listed
 from redistill.measure import Request, load_sets
 from redistill.methods import Method, find_method, read_methods
 from redistill.prepare import heldout_of
@@ -206,7 +206,7 @@ def read_plan(path: Path, jobs: int | None = None) -> Plan:
         comparison = Comparison.model_validate(values)
     except ValidationError as error:
         origins = {key: f"{path}:{line}" for key, line in lines.items()}
-        raise ConfigError("\n".join(faults(error, Comparison, origins, str(path)))) from None
+        raise ConfigError(listed([*faults(error, Comparison, origins, str(path))])) from None
     table = read_methods(comparison.define)
     plan = Plan(
         comparison, path.parent / comparison.recipe, {n: find_method(n, table) for n in comparison.methods}
