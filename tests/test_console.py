@@ -14,6 +14,7 @@ from redistill.console import (
     Marked,
     StepDisplay,
     evaluation_table,
+    excerpt,
     marked_from_sample,
     marked_revision,
     plain_text,
@@ -180,14 +181,19 @@ LOGS = {
 }
 
 
-def run_steps(console: Console, steps: int, total: int) -> None:
-    callback = training_progress(console)
+def run_steps(
+    console: Console, steps: int, total: int, shown: StepDisplay | None = None, revised: dict | None = None
+) -> None:
+    callback = training_progress(console, shown=shown)
     state, control = TrainerState(max_steps=total), TrainerControl()
     args = TrainingArguments(output_dir="unused", report_to="none")
     callback.on_train_begin(args, state, control)
     for step in range(1, steps + 1):
         state.global_step = step
         callback.on_step_end(args, state, control)
+        if shown and revised:
+            shown.read("revisions", revised)
+            shown.read("steps", {})
         callback.on_log(args, state, control, logs=LOGS)
     callback.on_log(args, state, control, logs={"eval_loss": 1.0, "eval_kl": 0.5})
     callback.on_log(args, state, control, logs={"train_runtime": 9.0, "train_loss": 3.0})
@@ -205,15 +211,53 @@ def test_progress_without_a_terminal_is_a_plain_line_now_and_then():
     assert not re.search(r"[{}\x1b]|eval_|train_", file.getvalue())
 
 
-@pytest.mark.parametrize("width", [80, 120])
-def test_progress_bar_shows_everything_and_gives_the_cursor_back(width):
+def frames(text: str) -> list[str]:
+    """What the panel showed, one by one: each begins by going back to the top of the one before."""
+    return [
+        re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", frame)
+        for frame in re.split(r"(?:\r?\x1b\[2K(?:\x1b\[1A)?)+", text)
+    ]
+
+
+def revision(step: int, before: str, after: str, position: int) -> dict:
+    ids = [TOKENIZER.encode(text, add_special_tokens=False) for text in (before, after)]
+    return {"step": step, "before_ids": ids[0], "after_ids": ids[1], "position": position}
+
+
+@pytest.mark.parametrize("width", [30, 80, 120])
+def test_the_panel_shows_everything_in_place_and_gives_the_cursor_back(width):
     file = io.StringIO()
-    run_steps(Console(file=file, width=width, force_terminal=True, color_system=None), 60, 120)
-    last = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", file.getvalue()).split("\r")[-1]
-    for piece in ("60/120", "sft 2.35 token 0.84 span 0.0123 kl 0.91", "313 tokens/s", "left", "━"):
+    console = Console(file=file, width=width, force_terminal=True, color_system=None, _environ={})
+    shown = StepDisplay(console, tokenizer=TOKENIZER)
+    run_steps(console, 60, 120, shown, revision(12, "What is the capital?", "What was the\x1b[2J\n river", 1))
+    last = frames(file.getvalue())[-1]
+    assert "60/120" in last and "━" in last and "left" in last
+    for piece in (
+        "loss 3.21",
+        "sft 2.35",
+        "token 0.84",
+        "span 0.0123",
+        "kl 0.91",
+        "313 tokens/s",
+        "revised 75 %",
+    ):
         assert piece in last
-    assert "…" not in last
+    assert "step 12  Wh[-at-]{+at+} was the[2J↵" in last or width == 30
+    assert "step 12" in last and "\x1b[2J" not in file.getvalue()
+    assert max(map(len, last.splitlines())) <= width
+    heights = {len(frame.splitlines()) for frame in frames(file.getvalue())[-20:]}
+    assert heights == {4 if width > 30 else len(last.splitlines())}
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("width", [8, 40, 80])
+def test_an_excerpt_is_one_line_with_the_correction_in_it(width):
+    marked = replace(
+        MARKED, kept="One line\nand another one " * 9 + "the capital is", rest=" of\nFrance. " * 9
+    )
+    text = shown(excerpt(marked, "step 3  "), width)
+    assert text.count("\n") == 1 and len(text) <= width
+    assert width < 80 or "the capital is [-Lyon-]{+Paris+} of↵France" in text
 
 
 def test_time_left_counts_from_where_the_run_went_on():

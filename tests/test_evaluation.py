@@ -12,7 +12,7 @@ from redistill.evaluation.answers import prompt_scores, read_answers
 from redistill.evaluation.exposure import answer_divergences, excess_error
 from redistill.evaluation.harness import evaluate_model
 from redistill.evaluation.kept import Keep
-from redistill.evaluation.results import SetRecord, git_hash, peak_memory_bytes, write_results
+from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
 from redistill.evaluation.rouge import rouge_l
 from redistill.evaluation.score import (
     EvaluationRow,
@@ -27,6 +27,7 @@ from redistill.evaluation.score import (
 from redistill.generate import generate
 from redistill.sample import Sample
 from redistill.sampling import Sampling
+from redistill.versions import git_hash
 
 TOKENIZER = tiny_tokenizer()
 QUESTIONS = (

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: written beside, then renamed; and our part of their content.
+"""Checkpoints and models that are whole or not there: written beside, then renamed; and our part of their content.
 
 The engine saves student, optimizer, scheduler and its random states; `redistill.safetensors` and
 `redistill.json` beside them hold the clip network, the rollout generator, the replay buffer and the schedule.
@@ -21,7 +21,14 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from redistill.manifest import damaged_files, write_manifest
 from redistill.replay import ShareSchedule
@@ -171,6 +178,24 @@ def saving(folder: Path) -> Iterator[None]:
         if said or (isinstance(problem, RuntimeError) and shutil.disk_usage(folder).free < 2**20):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from problem
         raise
+
+
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str | None = None
+) -> None:
+    """A plain Hugging Face model (or adapter) folder, whole or not there. card: the text of its README.md."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with saving(folder.parent):
+            model.save_pretrained(str(partial))
+            tokenizer.save_pretrained(str(partial))
+            if card is not None:
+                (partial / "README.md").write_text(card, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def clear_unfinished(run: Path) -> None:

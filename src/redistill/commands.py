@@ -23,7 +23,7 @@ from redistill.console import (
     show_revision,
     task_table,
 )
-from redistill.evaluation.results import SetRecord, made_with, peak_memory_bytes, write_results
+from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
 from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked
 from redistill.evaluation.tasks import TaskScore, run_tasks
@@ -36,6 +36,7 @@ from redistill.runlog import write_whole
 from redistill.sample import Example, Sample
 from redistill.sampling import Sampling
 from redistill.scoring import Score, score
+from redistill.versions import made_with
 
 TeacherToken = Literal["sample", "argmax"]
 

@@ -18,10 +18,11 @@ from redistill.evaluation.judge import Verdicts, compare_answers
 from redistill.evaluation.judge_prompt import Layout
 from redistill.evaluation.kept import Keep
 from redistill.evaluation.pairs import Evaluated, PairedSet, pair_folders
-from redistill.evaluation.results import made_with, peak_memory_bytes
+from redistill.evaluation.results import peak_memory_bytes
 from redistill.loading import best_device
 from redistill.models import load_model, load_tokenizer
 from redistill.runlog import write_whole
+from redistill.versions import made_with
 
 
 @dataclass(frozen=True)

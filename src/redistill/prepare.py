@@ -14,6 +14,7 @@ from redistill.chat import Template, to_sample
 from redistill.clock import Clock
 from redistill.config import Config, DataSettings
 from redistill.data import DataError, load_examples
+from redistill.hub import check_pushing
 from redistill.loading import best_device
 from redistill.models import (
     add_lora,
@@ -58,6 +59,7 @@ class Prepared:
 
 def prepare(config: Config) -> Prepared:
     """Load what `config` names. Raises ValueError (and DataError) with what is wrong and what to do."""
+    check_pushing(config)
     settings = config.teacher
     tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
     # Data first: a broken file should not cost the loading of two models.

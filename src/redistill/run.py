@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
+from transformers import TrainerState
 
 from redistill import checkpoint
 from redistill.budget import Spending
 from redistill.config import Config
-from redistill.console import training_progress
+from redistill.console import StepDisplay, training_progress
 from redistill.evaluation.score import EvaluationRow
+from redistill.hub import STUDENT
 from redistill.measure import Bench
 from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
@@ -68,17 +68,25 @@ def _train(
     checkpoint.clear_unfinished(folder)
     prepared = prepared or prepare(config)
     bench, earlier = Bench(config, prepared, folder, console), []
+    signals, bounded = checkpoint.SaveOnSignal(), Spending(config.budget).bounded
+    # Before anything is measured: what the engine or the hub refuses should not cost that.
+    shown = StepDisplay(console, tokenizer=prepared.tokenizer)
+    trainer = trainer_of(config, prepared, [training_progress(shown=shown, bounded=bounded), signals])
+    trainer.run_log.readers.append(shown.read)
     if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
         earlier = bench.rows_before(going_on=last is not None)
-    signals, bounded = checkpoint.SaveOnSignal(), Spending(config.budget).bounded
-    trainer = trainer_of(config, prepared, [training_progress(console, bounded=bounded), signals])
     step, finished = _train_from(trainer, last, console)
-    student = folder / "student"
+    student = folder / STUDENT
     if not finished:
         return Outcome(False, step, student)
-    save_model(prepared.student, prepared.tokenizer, student)
+    trainer.save_student(student)
     seconds = time.perf_counter() - started
     rows = bench.finish(earlier, steps=step, seconds=seconds) if measured else []
+    if rows:
+        prompts = len(prepared.evaluation.samples)
+        write_whole(student / "README.md", trainer.model_card([asdict(row) for row in rows], prompts))
+    if trainer.args.push_to_hub and (address := trainer.upload_student(student)):
+        console.print(f"The student is at {address}.", markup=False, highlight=False, soft_wrap=True)
     return Outcome(True, step, student, tuple(rows))
 
 
@@ -121,17 +129,3 @@ def _flat(tree: object, prefix: str = "") -> dict[str, object]:
     if not isinstance(tree, dict) or not tree:
         return {prefix: tree}
     return {key: leaf for k, v in tree.items() for key, leaf in _flat(v, f"{prefix}.{k}".lstrip(".")).items()}
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A plain Hugging Face model (or adapter) folder, whole or not there."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with checkpoint.saving(folder.parent):
-            model.save_pretrained(str(partial))
-            tokenizer.save_pretrained(str(partial))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

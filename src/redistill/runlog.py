@@ -12,23 +12,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 
 class RunLog:
-    """Appends records to the files of one run folder; a record is a flat mapping with its `step`."""
+    """Appends records to the files of one run folder; a record is a flat mapping with its `step`.
+
+    readers: whoever else wants each record when it is there: kind, record.
+    """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self.readers: list[Callable[[str, dict[str, Any]], None]] = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def append(self, kind: str, record: dict[str, Any]) -> None:
         """Add one line to `<kind>.jsonl`."""
         with (self.folder / f"{kind}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for reader in self.readers:
+            reader(kind, record)
 
     def rewind(self, step: int) -> None:
         """Drop every record after `step`, which a resumed run writes again, and lines that are no records."""

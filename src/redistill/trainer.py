@@ -21,7 +21,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
 )
@@ -35,6 +34,7 @@ from redistill.clock import Clock
 from redistill.config import Config
 from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
+from redistill.hub import HubTrainer
 from redistill.losses.chunked import merge
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, batch_loss
@@ -51,7 +51,7 @@ from redistill.steplog import StepWatch, revision_records, step_record
 log = logging.getLogger(__name__)
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(HubTrainer):
     """Trains `model` to be like `teacher_model` on `train_dataset`, with all three levels of the method.
 
     model, teacher_model: loaded Hugging Face models (the student may be wrapped by peft) over one vocabulary.

@@ -38,6 +38,8 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The engine's own option, which it will rename in its next major version; nothing a user can mend here.
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
+    # What the engine says when it pushes and finds the bars off already.
+    warnings.filterwarnings("ignore", message="Cannot enable progress bars", category=UserWarning)
 
 
 class _OnlyText(logging.Formatter):

@@ -67,9 +67,9 @@ def profile(
     import json
 
     from redistill.console import profile_table
-    from redistill.evaluation.results import made_with
     from redistill.profiling import profile as run_profile
     from redistill.runlog import write_whole
+    from redistill.versions import made_with
 
     console = terminal()
     found = run_profile(_config(recipe, set_, method, console), steps)
@@ -109,11 +109,11 @@ def prune(
     dtype: Dtype = "auto",
 ) -> None:
     """Make a student from some of a model's layers, by default those with the most influence."""
+    from redistill.checkpoint import save_model
     from redistill.data import load_examples
     from redistill.demo.pipeline import HERE
     from redistill.models import load_model, load_tokenizer, parameter_count
     from redistill.prepare import texts_of
-    from redistill.run import save_model
     from redistill.student import prune_layers, select_layers
 
     if output.exists() and any(output.iterdir()):

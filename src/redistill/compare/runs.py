@@ -18,6 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
+from redistill.checkpoint import save_model
 from redistill.compare.child import Task
 from redistill.compare.jobs import Job, run_jobs
 from redistill.compare.plan import Plan
@@ -26,7 +27,6 @@ from redistill.config import Config
 from redistill.measure import Request
 from redistill.models import load_model, load_tokenizer
 from redistill.prepare import load_split, load_student
-from redistill.run import save_model
 from redistill.runlog import read, write_whole
 
 

@@ -17,8 +17,8 @@ from rich.text import Text
 from redistill.compare.lines import LEVEL, TESTED, Line
 from redistill.compare.plan import Plan
 from redistill.compare.search import TRIAL_SEED, Found, shown
-from redistill.evaluation.results import made_with
 from redistill.runlog import write_whole
+from redistill.versions import made_with
 
 LESS_IS_BETTER = ("kl_to_teacher", "perplexity")
 JUDGES = {"kl": "KL to the teacher on the references", "rougeL": "ROUGE-L of greedy answers"}

@@ -5,7 +5,7 @@ All is readable without colour too. Importing this loads rich, but neither torch
 """
 
 from redistill.console.counting import CountDisplay
-from redistill.console.marks import Marked, marked_from_sample, marked_revision, show_revision
+from redistill.console.marks import Marked, excerpt, marked_from_sample, marked_revision, show_revision
 from redistill.console.plain import plain_text
 from redistill.console.progress import StepDisplay, training_progress
 from redistill.console.tables import (
@@ -23,6 +23,7 @@ __all__ = [
     "StepDisplay",
     "answers_table",
     "evaluation_table",
+    "excerpt",
     "judge_table",
     "marked_from_sample",
     "marked_revision",

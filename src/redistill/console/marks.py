@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -124,12 +124,11 @@ class _Revision:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         m, grid = self.marked, Table.grid(padding=(0, 2))
-        coloured = console.color_system is not None and not console.no_color
         grid.add_column(no_wrap=True, style="dim")
         grid.add_column(overflow="fold")
         if m.prompt.strip():
             grid.add_row("asked", Text(_clip(plain_text(m.prompt).strip(), 400)))
-        grid.add_row("revised", _marked_line(m, coloured))
+        grid.add_row("revised", _marked_line(m, _coloured(console)))
         grid.add_row("before", Text(plain_text(m.kept + m.rejected + m.before_rest).strip(), style="dim"))
         if facts := _facts(m):
             grid.add_row("", Text(facts, style="dim"))
@@ -142,6 +141,31 @@ def show_revision(marked: Marked) -> _Revision:
     Without colour: `[-rejected-]{+replacement+}`.
     """
     return _Revision(marked)
+
+
+@dataclass(frozen=True)
+class _Excerpt:
+    marked: Marked
+    label: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        # A few cells stay free: terminals do not agree on the width of every character.
+        m, width = self.marked, max(options.max_width - 4, 1)
+        kept, room = one_line(m.kept), max(width // 3, 8)
+        kept = f"…{kept[-room:].lstrip()}" if len(kept) > room else kept
+        short = replace(m, kept=kept, rest=one_line(m.rest)[:width])
+        line = Text(self.label, style="dim") + _marked_line(short, _coloured(console))
+        line.truncate(width, overflow="ellipsis")
+        yield line
+
+
+def excerpt(marked: Marked, label: str = "") -> _Excerpt:
+    """One line, as `show_revision` marks it: a little of what stands before the correction, and what follows."""
+    return _Excerpt(marked, label)
+
+
+def _coloured(console: Console) -> bool:
+    return console.color_system is not None and not console.no_color
 
 
 def _marked_line(marked: Marked, coloured: bool) -> Text:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from redistill.evaluation.results import made_with
 from redistill.runlog import write_whole
+from redistill.versions import made_with
 
 if TYPE_CHECKING:
     from torch import nn

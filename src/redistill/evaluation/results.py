@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import platform
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from redistill.evaluation.score import EvaluationRow
 from redistill.runlog import write_whole
-
-PACKAGES = ("redistill", "torch", "transformers", "tokenizers", "rouge-score")
+from redistill.versions import made_with
 
 
 @dataclass(frozen=True)
@@ -66,42 +61,6 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in record.items()
     }
-
-
-def made_with() -> dict[str, Any]:
-    """`versions` of the packages that make a score, and `git`, the commit they were made at."""
-    return {"versions": versions(), "git": git_hash()}
-
-
-def versions() -> dict[str, str]:
-    """Versions of redistill, the libraries and python; "unknown" for one not installed."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return {**found, "python": platform.python_version()}
-
-
-def git_hash() -> str:
-    """The commit of the checkout this code runs from, "-dirty" behind it where files differ from it.
-
-    "unknown" for an installed copy: the checkout around its environment may be another project's.
-    """
-    package = Path(__file__).resolve().parents[1]
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-
-    def ask(*words: str) -> str:
-        told = subprocess.run([git, "-C", str(package), *words], capture_output=True, text=True, check=False)
-        return told.stdout.strip() if told.returncode == 0 else ""
-
-    top = ask("rev-parse", "--show-toplevel")
-    if not top or Path(top).resolve() / "src" / "redistill" != package:
-        return "unknown"
-    return ask("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or "unknown"
 
 
 def peak_memory_bytes() -> int:
