@@ -47,6 +47,7 @@ from redistill.runlog import RunLog, read
 from redistill.sample import Sample
 from redistill.scoring import reference_scores
 from redistill.steplog import StepWatch, revision_records, step_record
+from redistill.trackers import RevisionTables
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class DistillTrainer(HubTrainer):
             train_dataset=list(train_dataset),  # pyright: ignore[reportArgumentType]
             eval_dataset=list(eval_dataset) if eval_dataset else None,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
-            callbacks=[*(callbacks or []), Hooks(self)],
+            callbacks=[*(callbacks or []), Hooks(self), RevisionTables(self)],
         )
         # Our losses are sums over the whole window's token count: the engine must not divide them again.
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
