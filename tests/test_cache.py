@@ -1,5 +1,7 @@
 """The cache with room behaves as the library's own, and does not copy what it holds for every token."""
 
+import weakref
+
 import torch
 from tiny import VOCAB, tiny_llama
 from transformers import DynamicCache
@@ -68,3 +70,11 @@ def test_only_layers_that_hold_something_and_every_token_are_exchanged():
     empty = DynamicCache()
     make_room(empty)
     assert not any(isinstance(layer, RoomyLayer) for layer in empty.layers)
+
+
+def test_rows_that_leave_leave_no_room_behind():
+    layer = RoomyLayer(filled())
+    layer.update(*torch.rand(2, 3, 2, 1, 4))
+    room = weakref.ref(layer.keys.untyped_storage())
+    layer.reorder_cache(torch.tensor([0, 2]))
+    assert room() is None

@@ -65,6 +65,7 @@ ORDER = [
     "teacher_answers",
     "prepare",
     "profiling",
+    "estimate",
     "evaluation",
     "console",
     "measure",

@@ -31,10 +31,15 @@ class RoomyLayer(DynamicLayer):
         self.values = self._appended(1, self.values, value_states)
         return self.keys, self.values
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Pick rows. The room is given back here, not with the next token: till then every layer would hold it."""
+        self._held = [None, None]
+        super().reorder_cache(beam_idx)
+
     def _appended(self, which: int, filled: Tensor, more: Tensor) -> Tensor:
         length, end = filled.shape[-2], filled.shape[-2] + more.shape[-2]
         held = self._held[which]
-        ours = held is not None and held.data_ptr() == filled.data_ptr() and len(held) == len(filled)
+        ours = held is not None and held.untyped_storage() is filled.untyped_storage()
         if held is None or not ours or end > held.shape[-2]:
             rows, heads, _, width = filled.shape
             held = self._held[which] = filled.new_empty(rows, heads, end + ROOM, width)

@@ -36,7 +36,7 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
-    _refuse_missing_folder(name)
+    refuse_missing_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name, revision=revision or "main", trust_remote_code=False, padding_side="right"
@@ -70,7 +70,7 @@ def load_model(
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
-    _refuse_missing_folder(name)
+    refuse_missing_folder(name)
     folder = Path(name)
     if (
         folder.is_dir()
@@ -122,7 +122,8 @@ def _load_merged(
     return merged.eval()
 
 
-def _refuse_missing_folder(name: str | Path) -> None:
+def refuse_missing_folder(name: str | Path) -> None:
+    """Raises ValueError for a path, which a hub id is not, where no folder is."""
     text = str(name)
     is_path = isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if is_path and not Path(text).is_dir():

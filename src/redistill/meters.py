@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -84,15 +85,25 @@ class Flops:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        counter = FlopCounterMode(display=False)
-        known = counter.flop_registry
-        known |= {_aten(unknown): known[_aten(same)] for unknown, same in _SAME_WORK.items()}
+        counter = _counter()
         before = sum(self.found.values())
         with counter:
             yield
         # What phases inside this one have found, it has seen too.
         elsewhere = sum(self.found.values()) - before
         self.found[name] = self.found.get(name, 0) + counter.get_total_flops() - elsewhere
+
+
+def flop_formulas() -> dict[Any, Callable[..., int]]:
+    """For each operation that `Flops` counts: its arguments and `out_val`, its result, -> operations."""
+    return _counter().flop_registry
+
+
+def _counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    known = counter.flop_registry
+    known |= {_aten(unknown): known[_aten(same)] for unknown, same in _SAME_WORK.items()}
+    return counter
 
 
 def _aten(name: str) -> object:

@@ -222,11 +222,13 @@ def batch_loss(
     batch: Batch,
     counted: Callable[[], Counts],
     vocabulary: int,
+    block: int | None = None,
 ) -> tuple[Tensor, Stats]:
     """Loss of one micro-batch, differentiable in student and clip network, and its statistics.
 
     counted: gives the counts of the whole optimizer step, so that the losses of its micro-batches simply add up. It
     and the phrases are asked for when both models have been given what to read: until then they may be looked for.
+    block: the most positions that go through the loss at once; None: `block_size` of the device.
     """
     ids, select, where = batch["input_ids"], batch["select"], batch["position_ids"]
     hidden = hidden_states(student, ids, select, where)
@@ -238,7 +240,7 @@ def batch_loss(
                 teacher, ids[:seen], select[:selected], None if where is None else where[:seen]
             )
     marks, counts = mark(batch), counted()
-    slices = joined(marks.slices, block_size(hidden.device.type, vocabulary))
+    slices = joined(marks.slices, block or block_size(hidden.device.type, vocabulary))
 
     def block_loss(logits: Tensor, teacher_logits: Tensor | None, index: int) -> Part:
         start, stop, sft, _ = slices[index]

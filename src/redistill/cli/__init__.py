@@ -15,7 +15,7 @@ import typer
 
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
-from redistill.cli.training import demo, profile, prune, train
+from redistill.cli.training import demo, estimate, profile, prune, train
 
 app = typer.Typer(
     name="redistill",
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, train, profile, prune, evaluate, judge, compare, revise):
+for command in (demo, train, estimate, profile, prune, evaluate, judge, compare, revise):
     app.command()(command)
 app.command(hidden=True)(compare_run)
 

@@ -1,9 +1,9 @@
-"""The commands that make a student: demo, train, prune; and profile, which takes a training step apart."""
+"""The commands that make a student: demo, train, prune; and what a training step costs: estimate, profile."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="See recipes
 Method = Annotated[
     str | None, typer.Option(help="Lay a method over the recipe: sft, kd, gkd, minillm, mgsr, ..")
 ]
+Json = Annotated[Path | None, typer.Option("--json", help="File that gets the same as JSON.")]
 
 
 def demo(
@@ -56,20 +57,49 @@ def train(
     console.print(f"The student lies in {outcome.student}.", soft_wrap=True)
 
 
+def estimate(
+    recipe: Recipe,
+    set_: Set = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=0, help="How many; 0: the CPU. As here if left out.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB of a GPU, or of the machine. As here.")] = None,
+    tflops: Annotated[
+        float | None,
+        typer.Option(help="TFLOP/s of a matrix product there; measured where it is this machine."),
+    ] = None,
+    savers: Annotated[
+        bool, typer.Option("--savers", help="Show what each way to save memory brings.")
+    ] = False,
+    method: Method = None,
+    json_: Json = None,
+) -> None:
+    """Say how much memory RECIPE.yaml takes before it runs, whether it fits, and what to switch if not."""
+    from redistill.console import estimate_table, estimate_text, savers_table
+    from redistill.estimate import estimate as run_estimate
+    from redistill.estimate.machine import machine_for, rate_on
+
+    console = terminal()
+    config = _config(recipe, set_, method, console)
+    machine = machine_for(config, gpus, memory)
+    found = run_estimate(config, machine, rate_on(machine, config, tflops), savers)
+    console.print(estimate_table(found))
+    if savers:
+        console.print(savers_table(found))
+    console.print(estimate_text(found), markup=False, highlight=False, soft_wrap=True)
+    _write(json_, found.record())
+
+
 def profile(
     recipe: Recipe,
     set_: Set = None,
     steps: Annotated[int, typer.Option(min=1, help="How many are measured, after one that is not.")] = 3,
     method: Method = None,
-    json_: Annotated[Path | None, typer.Option("--json", help="File that gets the same as JSON.")] = None,
+    json_: Json = None,
 ) -> None:
     """Show where the time and memory of RECIPE.yaml's training step go; nothing else is left behind."""
-    import json
-
     from redistill.console import profile_table
     from redistill.profiling import profile as run_profile
-    from redistill.runlog import write_whole
-    from redistill.versions import made_with
 
     console = terminal()
     found = run_profile(_config(recipe, set_, method, console), steps)
@@ -81,9 +111,19 @@ def profile(
         highlight=False,
         soft_wrap=True,
     )
-    if json_ is not None:
-        json_.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(json_, json.dumps({**found.record(), **made_with()}, indent=1) + "\n")
+    _write(json_, found.record())
+
+
+def _write(path: Path | None, record: dict[str, Any]) -> None:
+    """The record and what it was made with, where a file is asked for."""
+    import json
+
+    from redistill.runlog import write_whole
+    from redistill.versions import made_with
+
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps({**record, **made_with()}, indent=1) + "\n")
 
 
 def _config(recipe: Path, overrides: list[str] | None, method: str | None, console: Console) -> Config:

@@ -5,6 +5,7 @@ All is readable without colour too. Importing this loads rich, but neither torch
 """
 
 from redistill.console.counting import CountDisplay
+from redistill.console.estimates import estimate_table, estimate_text, savers_table
 from redistill.console.marks import Marked, excerpt, marked_from_sample, marked_revision, show_revision
 from redistill.console.plain import plain_text
 from redistill.console.progress import StepDisplay, training_progress
@@ -22,6 +23,8 @@ __all__ = [
     "Marked",
     "StepDisplay",
     "answers_table",
+    "estimate_table",
+    "estimate_text",
     "evaluation_table",
     "excerpt",
     "judge_table",
@@ -30,6 +33,7 @@ __all__ = [
     "plain_text",
     "position_table",
     "profile_table",
+    "savers_table",
     "show_revision",
     "task_table",
     "training_progress",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
     """One line per model: size, ROUGE-L, KL to the teacher, perplexity, speed; "-" is "not measured"."""
-    table = _frame(
+    table = frame(
         "parameters", "ROUGE-L\ngreedy", "ROUGE-L\nmean ± std", "KL to\nteacher", "perplexity", "tokens/s"
     )
     for row in rows:
@@ -41,7 +41,7 @@ def evaluation_table(rows: Sequence[EvaluationRow]) -> Table:
 
 def answers_table(rows: Sequence[EvaluationRow]) -> Table:
     """One line per model on how it writes: exact matches, variety, repetition, length, exposure bias."""
-    table = _frame(
+    table = frame(
         "exact\nmatch %", "distinct\n1 / 2 / 4", "repeats\nitself %", "tokens", "cut %", "ExAccErr\n%"
     )
     for row in rows:
@@ -60,7 +60,7 @@ def answers_table(rows: Sequence[EvaluationRow]) -> Table:
 
 def task_table(scores: Sequence[TaskScore]) -> Table:
     """One line per metric of a task, with its standard error and the number of records."""
-    table = _frame("metric", "value", "± error", "records", "shots")
+    table = frame("metric", "value", "± error", "records", "shots")
     for score in scores:
         table.add_row(
             Text(one_line(score.task)),
@@ -75,7 +75,7 @@ def task_table(scores: Sequence[TaskScore]) -> Table:
 
 def judge_table(rows: Sequence[tuple[str, Verdicts]]) -> Table:
     """One line per set: how many of the first answers win, tie and lose; the difference per prompt, and the bias."""
-    table = _frame("wins", "ties", "losses", "wins less losses\n[95 %]", "p", "both orders\nagree %", "bias")
+    table = frame("wins", "ties", "losses", "wins less losses\n[95 %]", "p", "both orders\nagree %", "bias")
     for name, said in rows:
         table.add_row(
             Text(one_line(name)),
@@ -92,7 +92,7 @@ def judge_table(rows: Sequence[tuple[str, Verdicts]]) -> Table:
 
 def profile_table(profile: Profile) -> Table:
     """One line per phase of a step, and their sum: time, memory, arithmetic; "-" is "not known" and "none"."""
-    table = _frame(
+    table = frame(
         "seconds", "share %", "peak\nMB", "GFLOP", "GFLOP/s", "of the\nmatmul's %", "floor\nseconds"
     )
     for each in (*profile.phases, profile.whole):
@@ -111,7 +111,8 @@ def profile_table(profile: Profile) -> Table:
     return table
 
 
-def _frame(*headers: str) -> Table:
+def frame(*headers: str) -> Table:
+    """An empty table: a column for names and these for numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", overflow="fold")
     for header in headers:
