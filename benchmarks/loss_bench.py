@@ -32,7 +32,8 @@ from redistill.losses import ClipNetwork
 from redistill.losses.chunked import Block, chunked
 from redistill.models import Head
 from redistill.objective import Objective, block_size, joined
-from redistill.projection import projection_of
+from redistill.projection import projection_of, source_of
+from redistill.teachers.signal import Hidden
 
 # Positions, vocabulary, width of student and teacher.
 SHAPES = {"cpu": [(512, 49152, 576, 576), (256, 151936, 896, 1536)],
@@ -147,8 +148,7 @@ def ours(settings: ObjectiveSettings) -> Callable[[Case], float]:
             block_loss,
             projection_of(student, case.hidden, trains=True),
             case.hidden,
-            projection_of(teacher, case.teacher_hidden, trains=False),
-            case.teacher_hidden,
+            source_of(Hidden(case.teacher_hidden, teacher)),
             [Block(each.start, each.stop, True) for each in slices],
             settings.chunk_size,
             list(objective.parameters()),

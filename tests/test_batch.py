@@ -32,7 +32,7 @@ def test_groups_lie_apart_and_the_teacher_reads_only_what_is_distilled():
     ]
     batch = collate(rows, 0)
     assert [(s.sft, s.distill) for s in mark(batch).slices] == [(False, True), (True, True), (True, False)]
-    assert batch["distill_rows"] == 2 and batch["distill_positions"] == 3
+    assert batch["distilled"] == 2 and batch["distill_positions"] == 3
     assert batch["targets"].tolist() == [4, 5, 6, 2, 3]
     assert count(rows) == Counts(sft=4, token=3, span=0)
 

@@ -98,8 +98,8 @@ def as_method(config, name):
 
 def test_fine_tuning_never_reads_the_teacher(tmp_path, monkeypatch):
     run = trainer(as_method(recipe(tmp_path, steps=2, training={"eval_strategy": "no"}), "sft"))
-    monkeypatch.setattr(run.teacher, "forward", None)
     monkeypatch.setattr(run.teacher.model, "forward", None)
+    monkeypatch.setattr(run.teacher.model.model, "forward", None)
     run.train()
     records = list(read(tmp_path / "steps.jsonl"))
     assert len(records) == 2 and all(r["sft"] > 0 and "kl" not in r and "token" not in r for r in records)

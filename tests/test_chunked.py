@@ -7,7 +7,8 @@ from torch import nn
 from redistill.losses import forward_kl
 from redistill.losses.chunked import Block, by_autograd, chunked
 from redistill.models import Head
-from redistill.projection import projection_of
+from redistill.projection import projection_of, source_of
+from redistill.teachers.signal import Hidden
 
 ROWS, SEEN, HIDDEN, WIDER, VOCABULARY = 13, 9, 6, 8, 11
 
@@ -71,8 +72,7 @@ def run(head, teacher, extra, hidden, seen, cut, slab, exact=True):
         by_autograd(block_loss, own),
         projection_of(head, hidden, trains=True, exact=exact),
         hidden,
-        projection_of(teacher, seen, trains=False, exact=exact),
-        seen,
+        source_of(Hidden(seen, teacher), exact=exact),
         [Block(*each) for each in CUTS[cut]],
         slab,
         own,
@@ -113,12 +113,10 @@ def test_under_autocast_the_head_computes_in_bf16_and_its_gradient_stays_fp32(na
 
 
 def test_uncovered_positions_and_unread_parameters_get_no_gradient():
-    head, teacher, extra, hidden, seen = setup("linear")
-    projections = projection_of(head, hidden, trains=True), projection_of(teacher, seen, trains=False)
+    head, _, extra, hidden, _ = setup("linear")
+    own = projection_of(head, hidden, trains=True)
     loss = by_autograd(lambda logits, _, __: (logits.sum(), {}), [extra.weight])
-    total, _ = chunked(
-        loss, projections[0], hidden, projections[1], seen, [Block(2, 5, False)], 9, [extra.weight]
-    )
+    total, _ = chunked(loss, own, hidden, None, [Block(2, 5, False)], 9, [extra.weight])
     total.backward()
     assert hidden.grad is not None and hidden.grad[:2].abs().sum() == 0 and hidden.grad[5:].abs().sum() == 0
     assert (
@@ -140,12 +138,12 @@ def test_a_block_may_overwrite_its_logits():
 
     def greedy(logits, other, index):
         part = kl(logits, other, index)
-        logits.zero_(), other.zero_()
+        logits.zero_()
         return part
 
     for loss in (kl, greedy):
-        projections = projection_of(head, hidden, trains=True), projection_of(teacher, seen, trains=False)
-        total, _ = chunked(loss, projections[0], hidden, projections[1], seen, [Block(0, 9, True)], 5)
+        own = projection_of(head, hidden, trains=True)
+        total, _ = chunked(loss, own, hidden, source_of(Hidden(seen, teacher)), [Block(0, 9, True)], 5)
         torch.testing.assert_close(
             torch.autograd.grad(total, hidden)[0],
             torch.autograd.grad(forward_kl(head.logits(hidden[:9]), teacher.logits(seen)).sum(), hidden)[0],

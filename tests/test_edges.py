@@ -17,8 +17,10 @@ from redistill.config import DacSettings, ObjectiveSettings
 from redistill.losses.chunked import Block, chunked
 from redistill.models import Head
 from redistill.objective import Objective, batch_loss
-from redistill.projection import projection_of
+from redistill.projection import projection_of, source_of
 from redistill.sample import Sample
+from redistill.teachers.local import LocalTeacher
+from redistill.teachers.signal import Hidden
 
 COUNTS = Counts(7.0, 5.0, 2.0)
 WIDTH, WIDER = 24, 40
@@ -124,8 +126,7 @@ class Case:
             block_loss,
             projection_of(Head(self.head, 1.0, None, size), hidden, trains=True),
             hidden,
-            projection_of(Head(self.teacher, 1.0, None, size), self.teacher_hidden, trains=False),
-            self.teacher_hidden,
+            source_of(Hidden(self.teacher_hidden, Head(self.teacher, 1.0, None, size))),
             [Block(start, stop, distill) for start, stop, _, distill in self.blocks],
             self.slab,
             own,
@@ -309,7 +310,7 @@ def test_every_parameter_of_a_model_gets_its_gradient_whatever_its_head(name):
     ]
     chosen, batch, counts = settings({"chunk_size": 3}), collate(rows, 3), count(rows)
     objective = Objective(chosen, torch.Generator().manual_seed(0))
-    total, _ = batch_loss(objective, student, teacher, batch, lambda: counts, size)
+    total, _ = batch_loss(objective, student, LocalTeacher(teacher, size), batch, lambda: counts, size)
     total.backward()
     exact, seen = copy.deepcopy(student).double(), batch["distill_positions"]
     exact.zero_grad()

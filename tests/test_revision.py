@@ -15,7 +15,6 @@ from table_models import table, table_model
 from tiny import EOS_ID, VOCAB, tiny_gpt2, tiny_llama
 from transformers import MistralConfig, MistralForCausalLM
 
-from redistill import scoring
 from redistill.cache import can_be_cut
 from redistill.revision import find_error, revise_samples
 from redistill.sample import Sample
@@ -286,7 +285,7 @@ def test_writing_on_from_what_was_read_equals_reading_it_again(family, monkeypat
     }
     options["eos"] = frozenset({EOS_ID})
     on = revise(pair, rollouts(), **options)
-    monkeypatch.setattr(scoring, "can_be_cut", lambda _: False)
+    monkeypatch.setattr("redistill.teachers.local.can_be_cut", lambda _: False)
     anew = revise(pair, rollouts(), **options)
     assert [each.response for each in on] == [each.response for each in anew]
     assert sum(len(each.edits) for each in on) > len(on)

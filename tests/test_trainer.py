@@ -134,7 +134,7 @@ def test_one_loss_curve_however_the_batch_is_cut(whole, tmp_path, batch, accumul
 def test_phrases_are_looked_for_while_the_models_read(tmp_path):
     references = {"lmbda": 0.0, "schedule": "constant"}
     run, read_by_both = trainer(recipe(tmp_path, steps=2, rollout=references)), threading.Event()
-    run.teacher.model.register_forward_hook(lambda *_: read_by_both.set())
+    run.teacher.model.model.register_forward_hook(lambda *_: read_by_both.set())
     find = run.finder._chunker
 
     def only_then(text):

@@ -69,8 +69,8 @@ class Marks(NamedTuple):
 class Batch(TypedDict):
     """input_ids, position_ids: [B, L], see `Layout`. select: [N] flat indices into B * L.
     targets: [N]. behaviour, advantages: [N], see `Sample`; 0 where a sample has none. rows: what the positions
-    belong to, one after the other. distilled, distill_rows, distill_positions: how many of `rows`, of the B rows and
-    of the N positions, counted from the first, the teacher reads."""
+    belong to, one after the other. distilled, distill_positions: how many of `rows` and of the N positions, counted
+    from the first, the teacher reads."""
 
     input_ids: Tensor
     position_ids: Tensor | None
@@ -79,7 +79,6 @@ class Batch(TypedDict):
     behaviour: Tensor
     advantages: Tensor
     distilled: int
-    distill_rows: int
     distill_positions: int
     rows: tuple[Row, ...]
 
@@ -114,7 +113,7 @@ def collate(rows: Sequence[Row], pad_id: int, packed: bool = False) -> Batch:
     distilled = sum(row.distill for row in rows)
     # The last response token predicts nothing that is trained on, so it is not read.
     read = [(row.sample.prompt + row.sample.response)[:-1] for row in rows]
-    layout = lay_out([read[:distilled], read[distilled:]], pad_id, packed)
+    layout = lay_out(read, pad_id, packed)
     select: list[int] = []
     targets: list[int] = []
     behaviour: list[float] = []
@@ -135,7 +134,6 @@ def collate(rows: Sequence[Row], pad_id: int, packed: bool = False) -> Batch:
         behaviour=torch.tensor(behaviour, dtype=torch.float32),
         advantages=torch.tensor(advantages, dtype=torch.float32),
         distilled=distilled,
-        distill_rows=layout.rows[0],
         distill_positions=sum(len(row.sample.response) for row in rows[:distilled]),
         rows=tuple(rows),
     )

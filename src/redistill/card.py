@@ -38,13 +38,13 @@ QUESTION = "Why is the sky blue?"
 @dataclass(frozen=True)
 class Made:
     """What a card tells of. name: a hub id, or the name of the student's folder. steps: optimizer steps done.
-    student, teacher: parameters, tied weights counted once."""
+    student, teacher: parameters, tied weights counted once; None of a teacher that was not here."""
 
     name: str
     config: Config
     steps: int
     student: int
-    teacher: int
+    teacher: int | None
 
 
 def model_card(made: Made, rows: Sequence[Mapping[str, Any]] = (), prompts: int = 0) -> str:
@@ -139,12 +139,13 @@ def _evaluated_on(config: Config) -> tuple[str, str]:
 def _summary(made: Made) -> str:
     config, student = made.config, made.config.student
     teacher = plain_markdown(public_name(config.teacher.model_name_or_path))
+    size = "" if made.teacher is None else f" ({_millions(made.teacher)})"
     begun = "layers of the teacher" if student.prune else plain_markdown(public_name(base_of(config)))
     lora = f", trained as a LoRA adapter of rank {student.lora.r}" if student.lora else ""
     data = plain_markdown(public_name(config.data.path))
     return (
-        f"A language model of {_millions(made.student)} parameters, distilled from {teacher} "
-        f"({_millions(made.teacher)}) in {made.steps} steps by redistill.\n\n"
+        f"A language model of {_millions(made.student)} parameters, distilled from {teacher}{size} "
+        f"in {made.steps} steps by redistill.\n\n"
         "| | |\n| --- | --- |\n"
         f"| student before training | {begun}{lora} |\n| teacher | {teacher} |\n| data | {data} |"
     )

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
@@ -25,6 +25,7 @@ from redistill.loading import first_line
 from redistill.models import parameter_count
 from redistill.public import base_of, hub_id
 from redistill.runlog import write_whole
+from redistill.teachers.signal import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class HubTrainer(Trainer):
     """`transformers.Trainer` that pushes a student with its card; made for `DistillTrainer`."""
 
     config: Config
-    teacher: PreTrainedModel
+    teacher: Teacher
     tokenizer: PreTrainedTokenizerBase
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -80,7 +81,8 @@ class HubTrainer(Trainer):
         """The model card as things stand; rows, prompts: see `card.model_card`."""
         student = self.accelerator.unwrap_model(self.model)
         name = self.hub_model_id or STUDENT
-        sizes = parameter_count(student), parameter_count(self.teacher)
+        teacher = self.teacher.model
+        sizes = parameter_count(student), None if teacher is None else parameter_count(teacher)
         return model_card(Made(name, self.config, self.state.global_step, *sizes), rows, prompts)
 
     def save_student(self, folder: Path) -> None:

@@ -37,7 +37,8 @@ from redistill.losses.dac_kl import clip_of, clipped
 from redistill.losses.divergences import Distributions, log_probabilities
 from redistill.losses.span_correlation import span_terms
 from redistill.models import head_of, hidden_states
-from redistill.projection import projection_of
+from redistill.projection import projection_of, source_of
+from redistill.teachers.signal import Teacher
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -218,7 +219,7 @@ def block_size(device: str, vocabulary: int) -> int:
 def batch_loss(
     objective: Objective,
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: Teacher,
     batch: Batch,
     counted: Callable[[], Counts],
     vocabulary: int,
@@ -232,13 +233,11 @@ def batch_loss(
     """
     ids, select, where = batch["input_ids"], batch["select"], batch["position_ids"]
     hidden = hidden_states(student, ids, select, where)
-    seen, selected = batch["distill_rows"], batch["distill_positions"]
-    teacher_hidden = hidden[:0]
-    if seen:
-        with torch.no_grad():
-            teacher_hidden = hidden_states(
-                teacher, ids[:seen], select[:selected], None if where is None else where[:seen]
-            )
+    exact, seen = (
+        objective.settings.float32_logits,
+        [row.sample for row in batch["rows"][: batch["distilled"]]],
+    )
+    signal = teacher.signal(seen) if seen else None
     marks, counts = mark(batch), counted()
     slices = joined(marks.slices, block or block_size(hidden.device.type, vocabulary))
 
@@ -248,13 +247,11 @@ def batch_loss(
         written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
         return objective(logits, teacher_logits, targets, spans, sft, counts, written)
 
-    exact = objective.settings.float32_logits
     return chunked(
         block_loss,
         projection_of(head_of(student, vocabulary), hidden, trains=True, exact=exact),
         hidden,
-        projection_of(head_of(teacher, vocabulary), teacher_hidden, trains=False, exact=exact),
-        teacher_hidden,
+        source_of(signal, exact=exact) if signal is not None else None,
         [Block(each.start, each.stop, each.distill) for each in slices],
         objective.settings.chunk_size,
         list(objective.parameters()),

@@ -18,36 +18,30 @@ from redistill.models import hidden_states, plain_model
 @dataclass(frozen=True)
 class Layout:
     """input_ids: [B, L], padded on the right. position_ids: [B, L], or None where each row holds one sequence.
-    first: where each sequence starts, a flat index into B * L. rows: how many of the B rows each group takes."""
+    first: where each sequence starts, a flat index into B * L."""
 
     input_ids: Tensor
     position_ids: Tensor | None
     first: tuple[int, ...]
-    rows: tuple[int, ...]
 
 
-def lay_out(groups: Sequence[Sequence[Sequence[int]]], pad_id: int = 0, packed: bool = False) -> Layout:
-    """The sequences of all groups, one group's rows below the other's: a row holds sequences of one group only.
+def lay_out(sequences: Sequence[Sequence[int]], pad_id: int = 0, packed: bool = False) -> Layout:
+    """A row for each sequence, or as few as can be.
 
-    packed: put several in a row. Rows are as long as the longest sequence in all; padding goes on counting the
-    positions of the sequence before it, so that it is never read as a sequence of its own.
+    packed: put several in a row. Rows are as long as the longest sequence; padding goes on counting the positions of
+    the sequence before it, so that it is never read as a sequence of its own.
     """
-    sequences = [ids for group in groups for ids in group]
-    width = max(map(len, sequences), default=1)
-    places: list[tuple[int, int]] = []
-    rows: list[int] = []
-    for group in groups:
-        lengths = [len(ids) for ids in group]
-        found = first_fit(lengths, width) if packed else [(row, 0) for row in range(len(group))]
-        places += [(sum(rows) + row, column) for row, column in found]
-        rows.append(len({row for row, _ in found}))
-    input_ids = torch.full((sum(rows), width), pad_id, dtype=torch.long)
-    position_ids = torch.arange(width).repeat(sum(rows), 1)
+    lengths = [len(ids) for ids in sequences]
+    width = max(lengths, default=1)
+    places = first_fit(lengths, width) if packed else [(row, 0) for row in range(len(sequences))]
+    rows = len({row for row, _ in places})
+    input_ids = torch.full((rows, width), pad_id, dtype=torch.long)
+    position_ids = torch.arange(width).repeat(rows, 1)
     for ids, (row, column) in sorted(zip(sequences, places, strict=True), key=lambda each: each[1]):
         input_ids[row, column : column + len(ids)] = torch.tensor(ids)
         position_ids[row, column:] = torch.arange(width - column)
     first = tuple(row * width + column for row, column in places)
-    return Layout(input_ids, position_ids if len(places) > sum(rows) else None, first, tuple(rows))
+    return Layout(input_ids, position_ids if len(places) > rows else None, first)
 
 
 def first_fit(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
@@ -90,7 +84,7 @@ def packs(model: nn.Module, vocabulary: int) -> bool:
 
 def _read(model: nn.Module, sequences: list[list[int]], packed: bool) -> Tensor:
     """The hidden states of the last two sequences; packed, something lies before each of them."""
-    layout, device = lay_out([sequences], packed=packed), plain_model(model).device
+    layout, device = lay_out(sequences, packed=packed), plain_model(model).device
     places = [torch.arange(at, at + len(ids)) for at, ids in zip(layout.first, sequences, strict=True)]
     where = None if layout.position_ids is None else layout.position_ids.to(device)
     return hidden_states(model, layout.input_ids.to(device), torch.cat(places[-2:]).to(device), where)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from redistill.losses.chunked import Projection, add_up
+from redistill.losses.chunked import Projection, Source, add_up
 from redistill.models import Head
+from redistill.teachers.signal import Hidden, Signal, TopK
 
 # Elements of a head that are widened, or of its gradient that are made, at once.
 _PIECE = 2**23
@@ -29,6 +30,41 @@ def projection_of(head: Head, like: Tensor, *, trains: bool, exact: bool = True)
     exact: logits of 16-bit heads, and their gradients, are fp32; otherwise 16 bits like the head."""
     linear = type(head.module) is nn.Linear
     return (_Linear if linear else _Module)(head, like, trains, exact)
+
+
+def source_of(signal: Signal, *, exact: bool = True) -> Source:
+    """A teacher's signal as the loss reads it. exact: see `projection_of`."""
+    if not isinstance(signal, Hidden):
+        return _Given(signal)
+    return Projected(projection_of(signal.head, signal.hidden, trains=False, exact=exact), signal.hidden)
+
+
+class Projected:
+    """Logits of hidden states, as a `Source`."""
+
+    def __init__(self, projection: Projection, hidden: Tensor):
+        self._projection, self._hidden = projection, hidden
+
+    def slab(self, rows: slice) -> Tensor:
+        """All columns of some rows at once."""
+        return self._projection.project(self._hidden[rows])
+
+    def block(self, slab: Tensor, rows: slice) -> Tensor:
+        """Scaled and capped, where the model does so."""
+        return self._projection.logits(slab[rows])
+
+
+class _Given:
+    """What is there already, as a `Source`."""
+
+    def __init__(self, signal: Tensor | TopK):
+        self._signal = signal
+
+    def slab(self, rows: slice) -> Tensor | TopK:
+        return self._signal[rows]
+
+    def block(self, slab: Tensor | TopK, rows: slice) -> Tensor | TopK:
+        return slab[rows]
 
 
 def _compute_dtype(like: Tensor) -> torch.dtype:

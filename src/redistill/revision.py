@@ -19,6 +19,7 @@ from redistill.generate import Decoding, answering, draw_uniforms, go_on, select
 from redistill.sample import Edit, Sample
 from redistill.sampling import Sampling
 from redistill.scoring import Score, TeacherToken, check_samples, position_uniforms, scored
+from redistill.teachers.signal import Teacher
 
 
 def find_error(score: Score, response: Sequence[int], start: int) -> int | None:
@@ -35,7 +36,7 @@ def find_error(score: Score, response: Sequence[int], start: int) -> int | None:
 
 def revise_samples(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Teacher,
     samples: Sequence[Sample],
     *,
     rounds: int,

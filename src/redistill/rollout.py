@@ -23,15 +23,16 @@ from redistill.revision import revise_samples
 from redistill.sample import Sample
 from redistill.sampling import Sampling
 from redistill.scoring import score
+from redistill.teachers.signal import Teacher
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher over one vocabulary. eos: the ids that end a text. packed: whether both `packs`. writer:
-    who writes the student's answers; None: our own loop."""
+    """Student and teacher over one vocabulary. eos: the ids that end a text. packed: whether the student `packs`.
+    writer: who writes the student's answers; None: our own loop."""
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: Teacher
     vocabulary: int
     eos: frozenset[int]
     packed: bool = False
@@ -151,7 +152,8 @@ def write(
     pair: Pair, references: Sequence[Sample], rollout: RolloutSettings, generator: torch.Generator
 ) -> list[Sample]:
     """The student's own answers to the prompts of `references`."""
-    partner = (pair.teacher, rollout.teacher_mix) if rollout.teacher_mix else None
+    mixed_in = pair.teacher.model if rollout.teacher_mix else None
+    partner = None if mixed_in is None else (mixed_in, rollout.teacher_mix)
     how, steps = sampling(rollout), rollout.max_completion_length
     asked = Request(
         [sample.prompt for sample in references],

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redistill.cache import can_be_cut
 from redistill.generate import Decoding, answering, draw_uniforms
-from redistill.models import Head, head_of, read_all
-from redistill.packing import lay_out
+from redistill.losses.truncated import fold
+from redistill.models import Head, head_of
 from redistill.sample import Sample
 from redistill.sampling import Sampling, sample
+from redistill.teachers.local import read_responses, teacher_of
+from redistill.teachers.signal import Signal, Teacher, TopK, at
 
 TeacherToken = Literal["sample", "argmax"]
 
@@ -23,7 +24,8 @@ TeacherToken = Literal["sample", "argmax"]
 class Score:
     """What teacher and student think of one response of `T` tokens; CPU tensors of shape [T].
 
-    kl: d_i = KL(p_i || q_i) in nats, fp32, at least 0; 0 where the two distributions are the same.
+    kl: d_i = KL(p_i || q_i) in nats, fp32, at least 0; 0 where the two distributions are the same. Over the classes
+        that a truncated teacher tells apart: then never more than over all.
     teacher_token: t_i, the token of the teacher at the position, given the response before it.
     teacher_log_likelihood, student_log_likelihood: log p_i(y_i) and log q_i(y_i) in nats, of the response's own
         tokens.
@@ -37,7 +39,7 @@ class Score:
 
 def score(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Teacher,
     samples: Sequence[Sample],
     *,
     vocabulary: int,
@@ -71,7 +73,11 @@ def score(
 
 
 def reference_scores(
-    student: nn.Module, teacher: nn.Module, samples: Sequence[Sample], vocabulary: int, batch_size: int
+    student: nn.Module,
+    teacher: nn.Module | Teacher,
+    samples: Sequence[Sample],
+    vocabulary: int,
+    batch_size: int,
 ) -> dict[str, float]:
     """How the student reads given responses: `kl` to the teacher (forward, nats per token) and `nll`, the mean
     negative log-likelihood per response token (end of text included); `tokens` is their number."""
@@ -94,7 +100,7 @@ def position_uniforms(
 
 def scored(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | Teacher,
     samples: Sequence[Sample],
     vocabulary: int,
     how: Sampling,
@@ -107,71 +113,52 @@ def scored(
 ) -> Iterator[tuple[list[int], list[Score], Decoding | None]]:
     """Batch by batch: which samples, their scores, and (if `keep`, where it can be cut) what the student has read.
 
-    packed: for both models, see `packing.packs`.
+    packed: for both models, see `packing.packs`; a `Teacher` knows for itself.
     """
-    heads = head_of(student, vocabulary), head_of(teacher, vocabulary)
-    with answering(student), answering(teacher):
+    head, said_by = head_of(student, vocabulary), teacher_of(teacher, vocabulary, packed)
+    with answering(student):
         for rows in _batches(samples, batch_size):
             batch = [samples[row] for row in rows]
-            hidden, state = _read(student, batch, keep, packed)
-            seen, _ = _read(teacher, batch, False, packed)
+            hidden, state = read_responses(student, batch, keep=keep, packed=packed)
             said = torch.tensor([token for each in batch for token in each.response])
             drawn = torch.cat([uniforms[row] for row in rows])
-            found = _compare((hidden, seen), heads, said, drawn, how=how, chunk=chunk)
+            found = _compare(hidden, head, said_by.signal(batch), said, drawn, how=how, chunk=chunk)
             yield rows, list(_split(found, [len(each.response) for each in batch])), state
 
 
 def _compare(
-    hidden: tuple[Tensor, Tensor],
-    heads: tuple[Head, Head],
-    said: Tensor,
-    uniform: Tensor,
-    *,
-    how: Sampling,
-    chunk: int,
+    hidden: Tensor, head: Head, signal: Signal, said: Tensor, uniform: Tensor, *, how: Sampling, chunk: int
 ) -> Score:
     """`Score` of all N positions of a batch; logits exist for `chunk` positions at a time."""
-    device = hidden[0].device
-    said, uniform = said.to(device), uniform.to(device)
+    said, uniform = said.to(hidden.device), uniform.to(hidden.device)
     parts = []
-    for at in range(0, len(said), chunk):
-        cut = slice(at, at + chunk)
-        q = heads[0].logits(hidden[0][cut]).float().log_softmax(dim=-1)
-        logits = heads[1].logits(hidden[1][cut]).to(device).float()
-        token = sample(logits, uniform[cut], how)
-        p = logits.log_softmax(dim=-1)
-        likelihoods = [each.gather(-1, said[cut, None]).squeeze(-1) for each in (p, q)]
-        kl = (p.exp() * (p - q)).sum(dim=-1).clamp(min=0.0)
-        parts.append([each.cpu() for each in (kl, token, *likelihoods)])
+    for start in range(0, len(said), chunk):
+        cut = slice(start, start + chunk)
+        log_q = head.logits(hidden[cut]).float().log_softmax(dim=-1)
+        own = log_q.gather(-1, said[cut, None]).squeeze(-1)
+        kl, token, theirs = _beside(at(signal, cut), log_q, said[cut], uniform[cut], how)
+        parts.append([each.cpu() for each in (kl, token, theirs, own)])
     return Score(*(torch.cat(each) for each in zip(*parts, strict=True)))
+
+
+def _beside(
+    theirs: Tensor | TopK, log_q: Tensor, said: Tensor, uniform: Tensor, how: Sampling
+) -> tuple[Tensor, Tensor, Tensor]:
+    """KL, the teacher's token and its log-likelihood of what was said; over the classes that it tells apart."""
+    if isinstance(theirs, TopK):
+        log_p, log_q, classes = theirs.log_p, fold(log_q, theirs.ids), theirs.class_of(said)
+        # The tail is no token.
+        token = theirs.ids.gather(-1, sample(log_p[:, :-1], uniform, how)[:, None]).squeeze(-1)
+    else:
+        logits = theirs.to(log_q.device).float()
+        log_p, classes, token = logits.log_softmax(dim=-1), said[:, None], sample(logits, uniform, how)
+    kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
+    return kl, token, log_p.gather(-1, classes).squeeze(-1)
 
 
 def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
     fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood, whole.student_log_likelihood)
     return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
-
-
-def _read(
-    model: nn.Module, batch: list[Sample], keep: bool, packed: bool = False
-) -> tuple[Tensor, Decoding | None]:
-    """Hidden states [N, H] that predict the batch's N response tokens, row after row; and what was read, if `keep`
-    and if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row."""
-    device = next(model.parameters()).device
-    rows = [each.prompt + each.response for each in batch]
-    layout = lay_out([rows], packed=packed and not keep)
-    select = torch.cat(
-        [
-            torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
-            for start, row, each in zip(layout.first, rows, batch, strict=True)
-        ]
-    )
-    where = None if layout.position_ids is None else layout.position_ids.to(device)
-    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, use_cache=keep)
-    if cache is None or not can_be_cut(cache):
-        return hidden, None
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    mask = torch.arange(layout.input_ids.shape[1], device=device) < lengths[:, None]
-    return hidden, Decoding(cache, mask.long(), lengths)
 
 
 def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:

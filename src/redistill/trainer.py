@@ -47,6 +47,8 @@ from redistill.runlog import RunLog, read
 from redistill.sample import Sample
 from redistill.scoring import reference_scores
 from redistill.steplog import StepWatch, revision_records, step_record
+from redistill.teachers.local import frozen
+from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ log = logging.getLogger(__name__)
 class DistillTrainer(HubTrainer):
     """Trains `model` to be like `teacher_model` on `train_dataset`, with all three levels of the method.
 
-    model, teacher_model: loaded Hugging Face models (the student may be wrapped by peft) over one vocabulary.
+    model: a loaded Hugging Face model, which may be wrapped by peft. teacher_model: another one over one vocabulary
+        with it, or any `Teacher`.
     config: a `redistill.Config`; its `training` section becomes `TrainingArguments` as it is.
     processing_class: the tokenizer that made the samples.
     train_dataset, eval_dataset: `Sample`s with the data set's responses (none in prompt-only data).
@@ -65,7 +68,7 @@ class DistillTrainer(HubTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher_model: PreTrainedModel,
+        teacher_model: PreTrainedModel | Teacher,
         config: Config,
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Sequence[Sample],
@@ -88,17 +91,15 @@ class DistillTrainer(HubTrainer):
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True
         self.config = config
         self.tokenizer = processing_class
-        self.teacher = teacher_model.eval().requires_grad_(False)
-        nn.Module.to(self.teacher, args.device)
-        vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
+        if isinstance(teacher_model, PreTrainedModel):
+            vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
+            teacher_model = frozen(teacher_model, vocabulary, args.device)
+        self.teacher, vocabulary = teacher_model, teacher_model.vocabulary
         ends = ends_of(processing_class, model, config.data.template)
-        packed = packs(model, vocabulary) and packs(teacher_model, vocabulary)
-        if not packed:
-            log.info(
-                "a batch is padded: these models do not tell several sequences in one of its rows apart."
-            )
+        if not (packed := packs(model, vocabulary)):
+            log.info("batches are padded: the student does not keep several sequences of a row apart.")
         writer = engine_of(config, model, processing_class, args.world_size)
-        self.pair = Pair(model, teacher_model, vocabulary, ends, packed, writer)
+        self.pair = Pair(model, self.teacher, vocabulary, ends, packed, writer)
         start = torch.Generator().manual_seed(args.seed)
         self.objective = Objective(config.objective, start).to(args.device)
         self.rollout_state = initial_state(config.rollout, args.seed + args.process_index)

@@ -40,6 +40,7 @@ from redistill.rows import distils
 from redistill.sample import Sample
 from redistill.sampling import Sampling, mixed_logits, sample
 from redistill.scoring import scored
+from redistill.teachers.local import LocalTeacher
 
 
 class Walker:
@@ -128,8 +129,9 @@ class Walker:
         self.ledger.begin()
         self._reading = True
         with autocast_of(self.config.training):
+            teacher = LocalTeacher(self.teacher, self.vocabulary)
             loss, _ = batch_loss(
-                objective, self.student, self.teacher, batch, lambda: counts, self.vocabulary, block
+                objective, self.student, teacher, batch, lambda: counts, self.vocabulary, block
             )
         self._reading, self.ledger.part = False, "activations"
         self.ledger.end("loss", self.micro)

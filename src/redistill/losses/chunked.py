@@ -41,8 +41,21 @@ class Block(NamedTuple):
     distill: bool
 
 
-# (student's logits [n, V], teacher's or None, number of the block). It may overwrite both.
-BlockLoss = Callable[[Tensor, Tensor | None, int], Part]
+# (student's logits [n, V], what the teacher says or None, number of the block). It may overwrite the logits.
+BlockLoss = Callable[[Tensor, Any, int], Part]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What the teacher says at M positions: for a slab of them, and from that for a block of its rows."""
+
+    def slab(self, rows: slice) -> Any:
+        """Whatever is to be made for many positions at once."""
+        ...
+
+    def block(self, slab: Any, rows: slice) -> Any:
+        """Logits [n, V], or what else the block loss takes."""
+        ...
 
 
 @runtime_checkable
@@ -92,22 +105,21 @@ def chunked(
     block_loss: BlockLoss,
     student: Projection,
     hidden: Float[Tensor, "N H"],
-    teacher: Projection,
-    teacher_hidden: Float[Tensor, "M G"],
+    teacher: Source | None,
     blocks: Sequence[Block],
     slab: int,
     parameters: Sequence[Parameter] = (),
 ) -> tuple[Tensor, Stats]:
     """The sum of `block_loss` over blocks of positions, with its gradients.
 
-    teacher_hidden: of the first M positions, which hold all blocks with `distill`; no gradient goes there.
+    teacher: of the first M positions, which hold all blocks with `distill`; no gradient goes there. None without any.
     blocks: in order; positions in none get gradient 0. slab: the most positions projected at once, exceeded only by a
     block that is longer. parameters: the loss's own. Autocast is off inside: it is for the heads to heed.
 
     Returns the scalar sum, attached to `hidden`, the student's head and `parameters`, and the merged statistics.
     """
     collected = _Collected(sum(block.stop - block.start for block in blocks))
-    work = _Work(block_loss, student, teacher, teacher_hidden, tuple(_slabs(blocks, slab)), collected)
+    work = _Work(block_loss, student, teacher, tuple(_slabs(blocks, slab)), collected)
     with torch.autocast(hidden.device.type, enabled=False):
         if torch.is_grad_enabled():
             total = _GradientInForward.apply(work, hidden, *student.parameters, *parameters)
@@ -189,8 +201,7 @@ def _slabs(blocks: Sequence[Block], size: int) -> Iterator[list[tuple[int, Block
 class _Work(NamedTuple):
     block_loss: BlockLoss
     student: Projection
-    teacher: Projection
-    teacher_hidden: Tensor
+    teacher: Source | None
     slabs: tuple[list[tuple[int, Block]], ...]
     collected: _Collected
 
@@ -206,13 +217,12 @@ class _Work(NamedTuple):
         for slab in self.slabs:
             start, stop = slab[0][1].start, slab[-1][1].stop
             projected = self.student.project(hidden[start:stop])
-            seen = self.teacher.project(self.teacher_hidden[start:stop]) if slab[0][1].distill else None
+            teacher = self.teacher if slab[0][1].distill else None
+            seen = None if teacher is None else teacher.slab(slice(start, stop))
             for index, block in slab:
                 rows = slice(block.start - start, block.stop - start)
                 logits = self.student.logits(projected[rows])
-                part = self.block_loss(
-                    logits, None if seen is None else self.teacher.logits(seen[rows]), index
-                )
+                part = self.block_loss(logits, None if teacher is None else teacher.block(seen, rows), index)
                 total += part.loss
                 self.collected.add(part.stats)
                 if not backward:

@@ -1,0 +1,70 @@
+"""A teacher that is a model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from redistill.cache import can_be_cut
+from redistill.generate import Decoding, answering
+from redistill.models import head_of, read_all
+from redistill.packing import lay_out, packs
+from redistill.sample import Sample
+from redistill.teachers.signal import Hidden, Teacher
+
+
+@dataclass(frozen=True)
+class LocalTeacher:
+    """model: of which the first `vocabulary` ids count. packed: whether it `packs`."""
+
+    model: PreTrainedModel
+    vocabulary: int
+    packed: bool = False
+
+    def signal(self, samples: Sequence[Sample]) -> Hidden:
+        """See `Teacher`."""
+        with answering(self.model):
+            hidden, _ = read_responses(self.model, samples, packed=self.packed)
+        return Hidden(hidden, head_of(self.model, self.vocabulary))
+
+
+def frozen(model: PreTrainedModel, vocabulary: int, device: torch.device) -> LocalTeacher:
+    """`model` on `device` as a teacher, which is not trained."""
+    nn.Module.to(model.eval().requires_grad_(False), device)
+    return LocalTeacher(model, vocabulary, packs(model, vocabulary))
+
+
+def teacher_of(teacher: nn.Module | Teacher, vocabulary: int, packed: bool = False) -> Teacher:
+    """`teacher`, or the one that a model is."""
+    if isinstance(teacher, nn.Module):
+        return LocalTeacher(cast(PreTrainedModel, teacher), vocabulary, packed)
+    return teacher
+
+
+def read_responses(
+    model: nn.Module, samples: Sequence[Sample], *, keep: bool = False, packed: bool = False
+) -> tuple[Tensor, Decoding | None]:
+    """Hidden states [N, H] that predict the N response tokens, sample after sample; and what was read, if `keep` and
+    if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row."""
+    device = next(model.parameters()).device
+    rows = [each.prompt + each.response for each in samples]
+    # What follows the last token is only asked by who writes on.
+    layout = lay_out(rows if keep else [row[:-1] for row in rows], packed=packed and not keep)
+    select = torch.cat(
+        [
+            torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
+            for start, row, each in zip(layout.first, rows, samples, strict=True)
+        ]
+    )
+    where = None if layout.position_ids is None else layout.position_ids.to(device)
+    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, use_cache=keep)
+    if cache is None or not can_be_cut(cache):
+        return hidden, None
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    mask = torch.arange(layout.input_ids.shape[1], device=device) < lengths[:, None]
+    return hidden, Decoding(cache, mask.long(), lengths)

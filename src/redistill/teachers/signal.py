@@ -1,0 +1,78 @@
+"""What a teacher says at response positions, and the one interface of those who say it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from redistill.losses.quantile import top_classes
+from redistill.losses.truncated import fold
+from redistill.models import Head
+from redistill.sample import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """hidden: [N, G], the decoder's last states; head: makes logits of them, for some positions at a time."""
+
+    hidden: Float[Tensor, "N G"]
+    head: Head
+
+
+@dataclass(frozen=True)
+class TopK:
+    """ids: the k most probable ones, different in a row. log_p: theirs and, last, the tail's: that of all else
+    together; normalised, in nats, fp32."""
+
+    ids: Int[Tensor, "N k"]
+    log_p: Float[Tensor, "N C"]
+
+    def __getitem__(self, rows: slice) -> TopK:
+        return TopK(self.ids[rows], self.log_p[rows])
+
+    def class_of(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, "N 1"]:
+        """The column of `log_p` that each token belongs to."""
+        found = self.ids == tokens[:, None]
+        kept = found.any(-1, keepdim=True)
+        return found.int().argmax(-1, keepdim=True).masked_fill(~kept, self.ids.shape[1])
+
+
+def most_probable(logits: Float[Tensor, "N V"], k: int) -> TopK:
+    """The signal cut down to its k most probable ids, or to all of V where that is not more."""
+    log_p = logits.float().log_softmax(-1)
+    ids = top_classes(log_p, min(k, log_p.shape[1]))[1]
+    return TopK(ids, fold(log_p, ids))
+
+
+# Hidden states and head, or logits [N, V], or the k most probable classes with a tail.
+Signal = Hidden | Tensor | TopK
+
+
+class Teacher(Protocol):
+    """Says at every response position of some samples, one sample after the other, what it would write there.
+
+    vocabulary: the number of ids that it tells apart. model: the model itself where it is in this process; None where
+        only its signal can be had.
+    """
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def model(self) -> PreTrainedModel | None: ...
+
+    def signal(self, samples: Sequence[Sample]) -> Signal:
+        """Without gradient, on the device that the loss is computed on. Not called for no samples."""
+        ...
+
+
+def at(signal: Signal, rows: slice) -> Tensor | TopK:
+    """What is said at some of the positions: logits [n, V], or a `TopK`."""
+    return signal.head.logits(signal.hidden[rows]) if isinstance(signal, Hidden) else signal[rows]
