@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from redistill import checkpoint
+from redistill import checkpoint, ranks
+from redistill.wrapped import local
 
 IN_A_ROW = 3
 
@@ -24,8 +25,9 @@ class BadSteps:
         self.in_a_row = self.skipped = 0
 
     def leave_out(self, losses: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> None:
-        """Drop the gradients of a step that is not finite, so that nothing is updated."""
-        if all(bool(torch.isfinite(loss)) for loss in losses) and _finite_gradients(trained):
+        """Drop the gradients of a step that is not finite, so that nothing is updated: on all ranks, if on one."""
+        finite = all(bool(torch.isfinite(loss)) for loss in losses) and _finite_gradients(trained)
+        if not ranks.any_true(not finite):
             self.in_a_row = 0
             return
         for parameter in trained:
@@ -49,5 +51,5 @@ class BadSteps:
 
 def _finite_gradients(parameters: Sequence[nn.Parameter]) -> bool:
     """One look at the device for all of them."""
-    sums = [p.grad.float().sum() for p in parameters if p.grad is not None]
+    sums = [local(p.grad).float().sum() for p in parameters if p.grad is not None]
     return not sums or bool(torch.isfinite(torch.stack([s.to(sums[0].device) for s in sums])).all())

@@ -113,12 +113,13 @@ def collate(rows: Sequence[Row], pad_id: int, packed: bool = False) -> Batch:
     distilled = sum(row.distill for row in rows)
     # The last response token predicts nothing that is trained on, so it is not read.
     read = [(row.sample.prompt + row.sample.response)[:-1] for row in rows]
-    layout = lay_out(read, pad_id, packed)
+    # Without a row there is still something to read: other ranks wait for this one's forward.
+    layout = lay_out(read or [(pad_id,)], pad_id, packed)
     select: list[int] = []
     targets: list[int] = []
     behaviour: list[float] = []
     advantages: list[float] = []
-    for row, start in zip(rows, layout.first, strict=True):
+    for row, start in zip(rows, layout.first, strict=bool(rows)):
         assert row.sample.prompt, "a row needs a prompt of one token or more to predict from"
         first = start + len(row.sample.prompt) - 1
         select.extend(range(first, first + len(row.sample.response)))

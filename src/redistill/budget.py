@@ -29,15 +29,11 @@ class Spending:
         """Whether the budget, and not `training.max_steps`, ends the run."""
         return self.budget.seconds is not None or self.budget.student_tokens is not None
 
-    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Count the cost of steps, as logged (`seconds`, `student_tokens`)."""
+    def add(self, records: Iterable[Mapping[str, Any]]) -> Spending:
+        """Count the cost of steps, as logged (`seconds`, `student_tokens`); returns itself."""
         for record in records:
             self.seconds += record["seconds"]
             self.student_tokens += record["student_tokens"]
-
-    def add_log(self, records: Iterable[Mapping[str, Any]], step: int) -> Spending:
-        """Count what a step log says of the steps up to `step`; returns itself."""
-        self.add(record for record in records if record["step"] <= step)
         return self
 
     def fraction(self) -> float:
@@ -48,6 +44,12 @@ class Spending:
         if self.budget.student_tokens is not None:
             shares.append(self.student_tokens / self.budget.student_tokens)
         return min(max(shares), 1.0)
+
+
+def cost_of(records: Iterable[Mapping[str, Any]], step: int) -> dict[str, float]:
+    """What a step log says of the steps up to `step`, together."""
+    counted = [record for record in records if record["step"] <= step]
+    return {name: sum(record[name] for record in counted) for name in ("seconds", "student_tokens")}
 
 
 def follow_spending(scheduler: LRScheduler, fraction: Callable[[], float]) -> None:

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +30,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from redistill import ranks
+from redistill.clip_optimizer import ClipOptimizer
 from redistill.manifest import damaged_files, write_manifest
 from redistill.replay import ShareSchedule
 from redistill.rollout import RolloutState
@@ -38,18 +40,20 @@ PREFIX = "checkpoint-"
 DAMAGED = "damaged-"
 UNFINISHED = ".unfinished"
 _GENERATOR = "rollout_generator"
+_OPTIMIZER = "clip_optimizer."
 
 
-def save_state(folder: Path, objective: nn.Module, state: RolloutState) -> None:
+def save_state(folder: Path, objective: nn.Module, optimizer: ClipOptimizer, state: RolloutState) -> None:
     """Write our files into `folder`."""
     tensors = {f"objective.{name}": value.contiguous() for name, value in objective.state_dict().items()}
+    tensors |= {f"{_OPTIMIZER}{name}": value.contiguous() for name, value in optimizer.state().items()}
     tensors[_GENERATOR] = state.generator.get_state()
     save_file(tensors, folder / "redistill.safetensors")
     record = {"buffer": state.buffer.state(), "schedule": asdict(state.schedule)}
     (folder / "redistill.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def load_state(folder: Path, objective: nn.Module, state: RolloutState) -> None:
+def load_state(folder: Path, objective: nn.Module, optimizer: ClipOptimizer, state: RolloutState) -> None:
     """Put back what `save_state` wrote, in place.
 
     Raises ValueError when `folder` holds no such files: it was saved by something else, or is not whole.
@@ -62,6 +66,8 @@ def load_state(folder: Path, objective: nn.Module, state: RolloutState) -> None:
         )
     tensors = load_file(folder / "redistill.safetensors")
     state.generator.set_state(tensors.pop(_GENERATOR))
+    kept = [name for name in tensors if name.startswith(_OPTIMIZER)]
+    optimizer.load({name.removeprefix(_OPTIMIZER): tensors.pop(name) for name in kept})
     objective.load_state_dict({name.removeprefix("objective."): value for name, value in tensors.items()})
     record = json.loads((folder / "redistill.json").read_text(encoding="utf-8"))
     state.buffer.load(record["buffer"])
@@ -181,14 +187,22 @@ def saving(folder: Path) -> Iterator[None]:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: str | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """A plain Hugging Face model (or adapter) folder, whole or not there. card: the text of its README.md."""
+    """A plain Hugging Face model (or adapter) folder, whole or not there.
+
+    card: the text of its README.md. weights: those of a model that is sharded, put together.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with saving(folder.parent):
-            model.save_pretrained(str(partial))
+            model.save_pretrained(str(partial), state_dict=weights)
             tokenizer.save_pretrained(str(partial))
             if card is not None:
                 (partial / "README.md").write_text(card, encoding="utf-8")
@@ -212,7 +226,8 @@ class SaveOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.caught is not None:
+        # torchrun hands on the Ctrl-C that all of its processes have had already.
+        if self.caught is not None and ranks.size() == 1:
             raise KeyboardInterrupt
         self.caught = number
 
@@ -226,8 +241,8 @@ class SaveOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Ask the engine for a checkpoint and the end."""
-        if self.caught is not None:
+        """Ask the engine for a checkpoint and the end; all ranks do if one was told."""
+        if ranks.any_true(self.caught is not None):
             control.should_save = control.should_training_stop = True
 
     def on_train_end(

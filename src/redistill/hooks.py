@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from redistill.runlog import read
-
 
 class Hooks(TrainerCallback):
     """Hands them on to the `DistillTrainer`."""
@@ -18,8 +16,7 @@ class Hooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.run_log.rewind(state.global_step)
-        logged = read(self.trainer.run_log.folder / "steps.jsonl")
-        self.trainer.spending.add_log(logged, state.global_step)
+        self.trainer.spending.add([self.trainer.spent_up_to(state.global_step)])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._optimizing.enter_context(self.trainer.clock.phase("optimizer"))

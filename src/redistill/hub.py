@@ -14,10 +14,11 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from redistill import ranks
 from redistill.card import Made, model_card
 from redistill.checkpoint import save_model
 from redistill.config import Config
@@ -26,6 +27,8 @@ from redistill.models import parameter_count
 from redistill.public import base_of, hub_id
 from redistill.runlog import write_whole
 from redistill.teachers.signal import Teacher
+from redistill.whole_checkpoints import WholeCheckpoints
+from redistill.wrapped import is_sharded, whole_weights
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ def check_pushing(config: Config) -> None:
         )
 
 
-class HubTrainer(Trainer):
+class HubTrainer(WholeCheckpoints):
     """`transformers.Trainer` that pushes a student with its card; made for `DistillTrainer`."""
 
     config: Config
@@ -86,8 +89,11 @@ class HubTrainer(Trainer):
         return model_card(Made(name, self.config, self.state.global_step, *sizes), rows, prompts)
 
     def save_student(self, folder: Path) -> None:
-        """The student as a plain Hugging Face folder with tokenizer and card, whole or not there."""
-        save_model(self.accelerator.unwrap_model(self.model), self.tokenizer, folder, card=self.model_card())
+        """The student as a plain Hugging Face folder with tokenizer and card, whole or not there. The first rank
+        writes it; all come here."""
+        student, card = self.accelerator.unwrap_model(self.model), self.model_card()
+        weights = whole_weights(student) if is_sharded(student) else None
+        ranks.on_first(lambda: save_model(student, self.tokenizer, folder, card=card, weights=weights))
 
     # Pushing
 

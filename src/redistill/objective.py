@@ -39,6 +39,7 @@ from redistill.losses.span_correlation import span_terms
 from redistill.models import head_of, hidden_states
 from redistill.projection import projection_of, source_of
 from redistill.teachers.signal import Teacher
+from redistill.wrapped import is_sharded
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -233,11 +234,10 @@ def batch_loss(
     """
     ids, select, where = batch["input_ids"], batch["select"], batch["position_ids"]
     hidden = hidden_states(student, ids, select, where)
-    exact, seen = (
-        objective.settings.float32_logits,
-        [row.sample for row in batch["rows"][: batch["distilled"]]],
-    )
-    signal = teacher.signal(seen) if seen else None
+    exact, distilled = objective.settings.float32_logits, batch["rows"][: batch["distilled"]]
+    # Of a sharded teacher each rank needs the others, so that all must read with it or none.
+    asked = bool(distilled) or is_sharded(teacher.model)
+    signal = teacher.signal([row.sample for row in distilled]) if asked else None
     marks, counts = mark(batch), counted()
     slices = joined(marks.slices, block or block_size(hidden.device.type, vocabulary))
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from redistill import ranks
+
 Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,11 @@ class Halving:
                     raise OutOfMemory(
                         f"out of memory in {self.doing}, with one row at once: lower data.max_prompt_length or "
                         "rollout.max_completion_length, or (for the loss) objective.chunk_size."
+                    ) from problem
+                if ranks.size() > 1:  # the others are waiting for this attempt
+                    raise OutOfMemory(
+                        f"out of memory in {self.doing} with {rows} rows at once: lower {self.setting}; the last "
+                        "checkpoint is whole. Only a run of one process halves them by itself."
                     ) from problem
             # Only here, with the error gone, is what its frames held given back.
             undo()

@@ -10,6 +10,7 @@ from typing import cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
+from redistill import ranks
 from redistill.chat import Template, to_sample
 from redistill.clock import Clock
 from redistill.config import Config, DataSettings
@@ -121,7 +122,9 @@ def load_student(
     settings = config.student
     if settings.prune is not None:
         prompts = [s.prompt + s.response for s in samples[: settings.prune.prompts]]
-        layers = select_layers(teacher, settings.prune.keep, prompts)
+        keep = settings.prune.keep
+        # Near ties may fall either way: one rank decides.
+        layers = ranks.on_first(lambda: select_layers(teacher, keep, prompts))
         log.info("student keeps layers %s of the teacher", list(layers))
         student = prune_layers(teacher, layers)
     else:

@@ -28,7 +28,8 @@ _PIECE = 2**23
 def projection_of(head: Head, like: Tensor, *, trains: bool, exact: bool = True) -> Projection:
     """like: hidden states, for device and dtype. trains: whether gradients of the head's parameters are wanted.
     exact: logits of 16-bit heads, and their gradients, are fp32; otherwise 16 bits like the head."""
-    linear = type(head.module) is nn.Linear
+    # FSDP2 gives a module a class of its own, which computes as before.
+    linear = isinstance(head.module, nn.Linear) and type(head.module).forward is nn.Linear.forward
     return (_Linear if linear else _Module)(head, like, trains, exact)
 
 

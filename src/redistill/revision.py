@@ -6,13 +6,14 @@ teacher's token takes the place of the student's, and the student writes on from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from redistill import ranks
 from redistill.clock import Clock
 from redistill.engines.writer import Loop, Request, Writer
 from redistill.generate import Decoding, answering, draw_uniforms, go_on, select_rows
@@ -65,33 +66,26 @@ def revise_samples(
     clock: gets the phases scoring and revision (correcting, writing on). packed: whether both models `packs`.
     writer: who writes on for the student, prompt and kept tokens read anew; None: our own loop, from what the
         scoring has read already.
+    In a run of several processes all call this with the same samples and generator; each rank revises its share.
     Errors: ValueError for `rounds` under 0, `max_completion_length` under 1, and those of `score`.
     """
     _check_settings(rounds, max_completion_length)
     check_samples(samples, batch_size)
-    clock = clock or Clock()
-    how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
     loop, limit = writer or Loop(student), max_completion_length
     writing = Writing(student, loop, sampling, eos, vocabulary, limit, batch_size)
+    how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
+    reading = Reading(teacher, how, keep=not writer, packed=packed)
     revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
     start = {row: 0 for row, each in enumerate(samples) if each.response}
     for _ in range(rounds):
-        looked_at, behind = list(start), {}
-        cut = [_cut(revised[row], limit) for row in looked_at]
-        # All random numbers come first, so that the cut into batches changes none.
-        teachers = position_uniforms(cut, how, generator)
-        own = draw_uniforms(len(cut), limit, sampling, generator)
-        keep = {"keep": not writer, "packed": packed}
-        batches = scored(student, teacher, cut, vocabulary, how, teachers, batch_size, **keep)
-        for places, scores, state in clock.each("scoring", batches):
-            rows = [looked_at[place] for place in places]
-            with clock.phase("revision"):
-                corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
-                _write_on(writing, revised, corrected, rows, state, own[places])
-            behind |= corrected
-        start = {
-            row: behind[row] for row in looked_at if behind.get(row, math.inf) < len(revised[row].response)
-        }
+        looked_at = [(revised[row], first) for row, first in start.items()]
+        # All random numbers come first, so that the cut into batches, and over ranks, changes none.
+        teachers = position_uniforms([_cut(each, limit) for each, _ in looked_at], how, generator)
+        own = draw_uniforms(len(looked_at), limit, sampling, generator)
+        correct = partial(_correct_some, writing, reading, looked_at, teachers, own, clock or Clock())
+        found = dict(zip(start, ranks.divided(len(looked_at), correct), strict=True))
+        revised = [found[row][0] if row in found else each for row, each in enumerate(revised)]
+        start = {row: end for row, (each, end) in found.items() if end and end < len(each.response)}
     return revised
 
 
@@ -106,6 +100,49 @@ class Writing:
     vocabulary: int
     limit: int
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How both models read; the fields are arguments of `scored`."""
+
+    teacher: nn.Module
+    how: Sampling
+    keep: bool
+    packed: bool
+
+
+def _correct_some(
+    writing: Writing,
+    reading: Reading,
+    looked_at: Sequence[tuple[Sample, int]],
+    teachers: Sequence[Tensor],
+    own: Tensor,
+    clock: Clock,
+    places: list[int],
+) -> list[tuple[Sample, int]]:
+    """One round on the samples at `places`, each behind its first position: what became of them, and their lengths
+    up to the correction; 0 without one."""
+    revised = [looked_at[place][0] for place in places]
+    start, ends = [looked_at[place][1] for place in places], [0] * len(places)
+    batches = scored(
+        writing.student,
+        reading.teacher,
+        [_cut(each, writing.limit) for each in revised],
+        writing.vocabulary,
+        reading.how,
+        [teachers[place] for place in places],
+        writing.batch_size,
+        keep=reading.keep,
+        packed=reading.packed,
+    )
+    for rows, scores, state in clock.each("scoring", batches):
+        with clock.phase("revision"):
+            corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
+            _write_on(writing, revised, corrected, rows, state, own[[places[row] for row in rows]])
+        for row, end in corrected.items():
+            ends[row] = end
+    return list(zip(revised, ends, strict=True))
 
 
 def _write_on(

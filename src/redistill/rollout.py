@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
+from redistill import ranks
 from redistill.clock import Clock
 from redistill.config import Config, RevisionSettings, RolloutSettings
 from redistill.engines.writer import Loop, Request, Writer
@@ -22,8 +23,9 @@ from redistill.replay import ReplayBuffer, ShareSchedule
 from redistill.revision import revise_samples
 from redistill.sample import Sample
 from redistill.sampling import Sampling
-from redistill.scoring import score
+from redistill.scoring import Score, score
 from redistill.teachers.signal import Teacher
+from redistill.wrapped import gathered
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Pair:
 
 @dataclass
 class RolloutState:
-    """What a resumed run must find again: the buffer, the schedule and the random generator."""
+    """What a resumed run must find again, the same on all ranks: buffer, schedule and random generator."""
 
     buffer: ReplayBuffer
     schedule: ShareSchedule
@@ -58,6 +60,17 @@ class Drawn:
 
     references: tuple[Sample, ...]
     student: dict[int, Sample]
+
+    def share(self, rank: int, of: int) -> Drawn:
+        """What one of several ranks trains on: short and long samples in like number, each in one share."""
+        ordered = sorted(range(len(self.references)), key=self._length)
+        places = sorted(ordered[rank::of])
+        student = {to: self.student[at] for to, at in enumerate(places) if at in self.student}
+        return Drawn(tuple(self.references[place] for place in places), student)
+
+    def _length(self, place: int) -> int:
+        sample = self.student.get(place, self.references[place])
+        return len(sample.prompt) + len(sample.response)
 
 
 def initial_state(rollout: RolloutSettings, seed: int) -> RolloutState:
@@ -86,6 +99,9 @@ def sequence_level(
     buffer after their revision; replayed ones are revised anew only if `revision.revise_replayed`. step: how
     many optimizer steps were done before; progress: which share of the run that is. clock: gets the phases rollout,
     scoring, revision and policy.
+
+    In a run of several processes `references` are those of all of them, and so is what comes back: every rank draws
+    the same lots and random numbers, writes and revises its share, and gets the others' (see `ranks.divided`).
     """
     rollout, revision, clock = config.rollout, config.revision, clock or Clock()
     generator, per = state.generator, rollout.per
@@ -97,18 +113,19 @@ def sequence_level(
     replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
     fresh_places = [place for place in places if place not in set(replay_places)]
 
-    with clock.phase("rollout"):
-        if pair.writer and places:
-            pair.writer.sync()
-        fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
-    if revision.revise_replayed:
-        fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator, clock)
-        fresh, replayed = fresh_and_old[: len(fresh)], fresh_and_old[len(fresh) :]
-    else:
-        fresh = revise(pair, fresh, rollout, revision, generator, clock)
-    if config.objective.policy.weight and fresh:
-        with clock.phase("policy"):
-            fresh = judge(pair, fresh, config)
+    with gathered(*((pair.student, pair.teacher.model) if places else ())):
+        with clock.phase("rollout"):
+            if pair.writer and places:
+                pair.writer.sync()
+            fresh = write(pair, [references[place] for place in fresh_places], rollout, generator)
+        if revision.revise_replayed:
+            fresh_and_old = revise(pair, [*fresh, *replayed], rollout, revision, generator, clock)
+            fresh, replayed = fresh_and_old[: len(fresh)], fresh_and_old[len(fresh) :]
+        else:
+            fresh = revise(pair, fresh, rollout, revision, generator, clock)
+        if config.objective.policy.weight and fresh:
+            with clock.phase("policy"):
+                fresh = judge(pair, fresh, config)
 
     state.buffer.push(fresh)
     student = dict(zip([*replay_places, *fresh_places], [*replayed, *fresh], strict=True))
@@ -155,19 +172,23 @@ def write(
     mixed_in = pair.teacher.model if rollout.teacher_mix else None
     partner = None if mixed_in is None else (mixed_in, rollout.teacher_mix)
     how, steps = sampling(rollout), rollout.max_completion_length
-    asked = Request(
-        [sample.prompt for sample in references],
-        limits=[steps] * len(references),
-        sampling=how,
-        eos=pair.eos,
-        vocabulary=pair.vocabulary,
-        uniforms=draw_uniforms(len(references), steps, how, generator),
-        batch_size=rollout.batch_size,
-    )
-    answers = (pair.writer or Loop(pair.student, partner)).write(asked)
+    uniforms = draw_uniforms(len(references), steps, how, generator)
+
+    def answer(places: list[int]) -> list[tuple[int, ...]]:
+        asked = Request(
+            [references[place].prompt for place in places],
+            limits=[steps] * len(places),
+            sampling=how,
+            eos=pair.eos,
+            vocabulary=pair.vocabulary,
+            uniforms=uniforms[places],
+            batch_size=rollout.batch_size,
+        )
+        return (pair.writer or Loop(pair.student, partner)).write(asked)
+
     return [
-        Sample(sample.prompt, answer, "rollout", sample.source)
-        for sample, answer in zip(references, answers, strict=True)
+        Sample(sample.prompt, said, "rollout", sample.source)
+        for sample, said in zip(references, ranks.divided(len(references), answer), strict=True)
     ]
 
 
@@ -202,16 +223,20 @@ def revise(
 
 def judge(pair: Pair, samples: Sequence[Sample], config: Config) -> list[Sample]:
     """`samples` with what MiniLLM's policy gradient needs of them; one forward of both models."""
-    scores = score(
-        pair.student,
-        pair.teacher,
-        samples,
-        vocabulary=pair.vocabulary,
-        teacher_token="argmax",
-        generator=None,
-        batch_size=config.rollout.batch_size,
-        packed=pair.packed,
-    )
+
+    def read(places: list[int]) -> list[Score]:
+        return score(
+            pair.student,
+            pair.teacher,
+            [samples[place] for place in places],
+            vocabulary=pair.vocabulary,
+            teacher_token="argmax",
+            generator=None,
+            batch_size=config.rollout.batch_size,
+            packed=pair.packed,
+        )
+
+    scores = ranks.divided(len(samples), read)
     return with_advantages(samples, scores, config.objective.policy, config.rollout.teacher_mix)
 
 

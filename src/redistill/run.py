@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from transformers import TrainerState
 
-from redistill import checkpoint
+from redistill import checkpoint, ranks
 from redistill.budget import Spending
 from redistill.config import Config
 from redistill.console import StepDisplay, training_progress
@@ -19,6 +20,7 @@ from redistill.measure import Bench
 from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
+from redistill.wrapped import gathered
 from redistill.yaml_lines import parse_value, read_yaml
 
 
@@ -47,11 +49,17 @@ def train(
     A recipe with an `evaluation` section is measured: teacher and student before, student after.
     prepared: models and samples already loaded, or None. go_on: continue even under changed settings.
     started: `time.perf_counter()` from which the seconds in results.json count; this call if left out.
-    Raises ValueError when the folder holds a run of another recipe, or another process is at work in it.
+    Under torchrun or `accelerate launch` every process calls this, and all must see the folder.
+    Raises ValueError when the folder holds a run of another recipe, or another run is at work in it; LostRank when a
+    process of this one has died.
     """
     started = time.perf_counter() if started is None else started
     busy = f"another process is at work in {folder}: wait for it, stop it, or choose another --output."
-    with alone(folder / ".lock", busy=busy):
+    training = config.training
+    with ExitStack() as held:
+        if ranks.is_first():
+            held.enter_context(alone(folder / ".lock", busy=busy))
+        held.enter_context(ranks.together(bool(training.get("use_cpu")), training.get("ddp_timeout", 1800)))
         return _train(config, folder, console, prepared, go_on, started)
 
 
@@ -59,13 +67,11 @@ def _train(
     config: Config, folder: Path, console: Console, prepared: Prepared | None, go_on: bool, started: float
 ) -> Outcome:
     config = in_folder(config, folder)
-    if checkpoint.latest(folder) is not None and not go_on:
-        refuse_other_recipe(config, folder)
-    for said in checkpoint.set_damaged_aside(folder):
-        console.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-    last = checkpoint.latest(folder)
-    write_whole(folder / "recipe.yaml", config.to_yaml())
-    checkpoint.clear_unfinished(folder)
+    last = ranks.on_first(lambda: _enter(config, folder, console, go_on))
+    if ranks.any_true(not (folder / "recipe.yaml").is_file()):
+        raise ValueError(
+            f"not every process of this run sees {folder}: choose an --output that all machines share."
+        )
     prepared = prepared or prepare(config)
     bench, earlier = Bench(config, prepared, folder, console), []
     signals, bounded = checkpoint.SaveOnSignal(), Spending(config.budget).bounded
@@ -74,20 +80,33 @@ def _train(
     trainer = trainer_of(config, prepared, [training_progress(shown=shown, bounded=bounded), signals])
     trainer.run_log.readers.append(shown.read)
     if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
-        earlier = bench.rows_before(going_on=last is not None)
+        earlier = ranks.on_first(lambda: bench.rows_before(going_on=last is not None))
     step, finished = _train_from(trainer, last, console)
     student = folder / STUDENT
     if not finished:
         return Outcome(False, step, student)
     trainer.save_student(student)
-    seconds = time.perf_counter() - started
-    rows = bench.finish(earlier, steps=step, seconds=seconds) if measured else []
-    if rows:
+    seconds, rows = time.perf_counter() - started, []
+    if measured:
+        with gathered(prepared.student, prepared.teacher):
+            rows = ranks.on_first(lambda: bench.finish(earlier, steps=step, seconds=seconds))
+    if rows and ranks.is_first():
         prompts = len(prepared.evaluation.samples)
         write_whole(student / "README.md", trainer.model_card([asdict(row) for row in rows], prompts))
     if trainer.args.push_to_hub and (address := trainer.upload_student(student)):
         console.print(f"The student is at {address}.", markup=False, highlight=False, soft_wrap=True)
     return Outcome(True, step, student, tuple(rows))
+
+
+def _enter(config: Config, folder: Path, console: Console, go_on: bool) -> Path | None:
+    """Make the folder this run's, and find the checkpoint it goes on from."""
+    if checkpoint.latest(folder) is not None and not go_on:
+        refuse_other_recipe(config, folder)
+    for said in checkpoint.set_damaged_aside(folder):
+        console.print(f"warning: {said}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    write_whole(folder / "recipe.yaml", config.to_yaml())
+    checkpoint.clear_unfinished(folder)
+    return checkpoint.latest(folder)
 
 
 def _train_from(trainer: DistillTrainer, last: Path | None, console: Console) -> tuple[int, bool]:

@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from redistill import ranks
+
 
 class RunLog:
-    """Appends records to the files of one run folder; a record is a flat mapping with its `step`.
+    """Appends records to the files of one run folder; a record is a flat mapping with its `step`. The first rank
+    writes them.
 
     readers: whoever else wants each record when it is there: kind, record.
     """
@@ -31,13 +34,19 @@ class RunLog:
 
     def append(self, kind: str, record: dict[str, Any]) -> None:
         """Add one line to `<kind>.jsonl`."""
+        if not ranks.is_first():
+            return
         with (self.folder / f"{kind}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
         for reader in self.readers:
             reader(kind, record)
 
     def rewind(self, step: int) -> None:
-        """Drop every record after `step`, which a resumed run writes again, and lines that are no records."""
+        """Drop every record after `step`, which a resumed run writes again, and lines that are no records. All ranks
+        go on when that is done."""
+        ranks.on_first(lambda: self._rewind(step))
+
+    def _rewind(self, step: int) -> None:
         for path in self.folder.glob("*.jsonl"):
             kept = [
                 record for record in _parsed(path) if record is not None and record.get("step", 0) <= step

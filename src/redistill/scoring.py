@@ -89,6 +89,15 @@ def reference_scores(
     return {"kl": kl / max(tokens, 1), "nll": nll / max(tokens, 1), "tokens": float(tokens)}
 
 
+def mean_scores(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """`reference_scores` of several lots of samples as those of all."""
+    tokens = sum(part["tokens"] for part in parts)
+    means = {
+        name: sum(part[name] * part["tokens"] for part in parts) / max(tokens, 1) for name in ("kl", "nll")
+    }
+    return {**means, "tokens": tokens}
+
+
 def position_uniforms(
     samples: Sequence[Sample], how: Sampling, generator: torch.Generator | None
 ) -> tuple[Tensor, ...]:

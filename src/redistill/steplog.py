@@ -3,44 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from redistill.batch import Batch, Counts
 from redistill.chat import decode_response
 from redistill.config import ObjectiveSettings
-from redistill.losses.chunked import Stats
+from redistill.losses.chunked import Stats, merge
 from redistill.rollout import Drawn
 from redistill.sample import Sample
 
 PER_TOKEN = ("kl", "teacher_log_likelihood", "lower", "upper", "retained_mass", "retained_classes")
 
 
-def step_record(
-    drawn: Drawn, batches: Sequence[Batch], stats: Stats, counts: Counts, eos: frozenset[int]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What a process went through in one step, or several together.
+
+    loss: the sum over micro-batches. tokens: response tokens that the student read. samples: those distilled on, in
+    the order in which the per-token statistics stand. seconds: up to now.
+    """
+
+    loss: float
+    tokens: int
+    samples: tuple[Sample, ...]
+    stats: Stats
+    seconds: float
+
+
+def trained_on(
+    batches: Sequence[Batch], stats: Sequence[Stats], losses: Sequence[Tensor], seconds: float
+) -> Trained:
+    """The micro-batches of one process, with their statistics and losses."""
+    rows = [row for batch in batches for row in batch["rows"][: batch["distilled"]]]
+    return Trained(
+        float(sum(losses, torch.zeros(()))),
+        sum(len(batch["targets"]) for batch in batches),
+        tuple(row.sample for row in rows),
+        {name: value.cpu() for name, value in merge(stats).items()},
+        seconds,
+    )
+
+
+def together(parts: Sequence[Trained]) -> Trained:
+    """Of all ranks; the seconds are the first one's."""
+    return Trained(
+        sum(part.loss for part in parts),
+        sum(part.tokens for part in parts),
+        tuple(sample for part in parts for sample in part.samples),
+        merge([part.stats for part in parts]),
+        parts[0].seconds,
+    )
+
+
+def step_record(drawn: Drawn, trained: Trained, counts: Counts, eos: frozenset[int]) -> dict[str, Any]:
     """Terms per token (nats) or per phrase, the clip's means, and what SCRG did. eos: the ids that end an answer."""
+    stats = trained.stats
     record: dict[str, Any] = {}
     divisors = {"sft": counts.sft, "token": counts.token, "span": counts.span, "policy": counts.token}
     for name, divisor in divisors.items():
         if name in stats and divisor:
             record[name] = float(stats[name]) / divisor
     record |= {name: float(stats[name].float().mean()) for name in PER_TOKEN if name in stats}
-    record["student_tokens"] = sum(len(batch["targets"]) for batch in batches)
+    record["student_tokens"] = trained.tokens
     record |= {"sft_tokens": counts.sft, "distilled_tokens": counts.token, "spans": counts.span}
-    return record | _answers_summary(list(drawn.student.values()), list(_scored(batches, stats)), eos)
+    return record | _answers_summary(list(drawn.student.values()), list(_scored(trained)), eos)
 
 
-def _scored(batches: Sequence[Batch], stats: Stats) -> Iterator[tuple[Sample, Tensor, Tensor]]:
+def _scored(trained: Trained) -> Iterator[tuple[Sample, Tensor, Tensor]]:
     """(sample, KL [T], teacher log-likelihood [T]) of every distilled row, from the step's own forward."""
-    if "kl" not in stats:
+    if "kl" not in trained.stats:
         return
-    rows = [row for batch in batches for row in batch["rows"][: batch["distilled"]]]
-    lengths = [len(row.sample.response) for row in rows]
-    kl, likelihood = stats["kl"].cpu(), stats["teacher_log_likelihood"].cpu()
-    yield from zip((row.sample for row in rows), kl.split(lengths), likelihood.split(lengths), strict=True)
+    lengths = [len(sample.response) for sample in trained.samples]
+    kl, likelihood = (trained.stats[name].split(lengths) for name in ("kl", "teacher_log_likelihood"))
+    yield from zip(trained.samples, kl, likelihood, strict=True)
 
 
 def _answers_summary(
@@ -69,11 +109,9 @@ def _answers_summary(
     return record
 
 
-def revision_records(
-    batches: Sequence[Batch], stats: Stats, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[dict[str, Any]]:
+def revision_records(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
     """One record per freshly revised answer: texts, the last edit, and the teacher's view before and after."""
-    for sample, kl, likelihood in _scored(batches, stats):
+    for sample, kl, likelihood in _scored(trained):
         if not sample.edits or sample.origin != "rollout":
             continue
         edit = sample.edits[-1]

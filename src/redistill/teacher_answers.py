@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from redistill import ranks
 from redistill.config import Config
 from redistill.generate import draw_uniforms, generate
 from redistill.loading import default_cache
@@ -35,6 +37,7 @@ def with_teacher_answers(
 ) -> list[Sample]:
     """`samples` with the teacher's answers for responses, sampled as `rollout` says with `data.responses_seed`.
 
+    In a run of several processes each rank answers its share; the first one keeps the file.
     They are appended to `answers_file(...)` as they come, so that a run that was stopped goes on behind the last
     one; every answer has random numbers of its own and does not depend on where it was stopped.
     Raises ValueError when the file named by `data.responses_path` was made from something else.
@@ -44,24 +47,30 @@ def with_teacher_answers(
     path = answers_file(config, key)
     generator = torch.Generator().manual_seed(config.data.responses_seed)
     uniforms = draw_uniforms(len(samples), rollout.max_completion_length, sampling(rollout), generator)
+
+    def answer(rows: list[int]) -> list[tuple[int, ...]]:
+        return generate(
+            teacher,
+            [samples[row].prompt for row in rows],
+            limits=[rollout.max_completion_length] * len(rows),
+            sampling=sampling(rollout),
+            eos=eos,
+            generator=None,
+            batch_size=rollout.batch_size,
+            vocabulary=vocabulary,
+            uniforms=uniforms[rows],
+        )
+
     # Several runs may want one file: the first writes it, the others wait and find it written.
-    with alone(path.with_suffix(".lock")):
-        kept = _kept(path, key)
-        for start in range(len(kept), len(samples), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            log.info("the teacher answers %d of %d prompts", min(part.stop, len(samples)), len(samples))
-            answers = generate(
-                teacher,
-                [sample.prompt for sample in samples[part]],
-                limits=[rollout.max_completion_length] * len(samples[part]),
-                sampling=sampling(rollout),
-                eos=eos,
-                generator=None,
-                batch_size=rollout.batch_size,
-                vocabulary=vocabulary,
-                uniforms=uniforms[part],
-            )
-            append_lines(path, [json.dumps({"response": answer}) for answer in answers])
+    with alone(path.with_suffix(".lock")) if ranks.is_first() else nullcontext():
+        kept = ranks.on_first(lambda: _kept(path, key))
+        at_once = AT_ONCE * ranks.size()
+        for start in range(len(kept), len(samples), at_once):
+            part = range(start, min(start + at_once, len(samples)))
+            log.info("the teacher answers %d of %d prompts", part.stop, len(samples))
+            answers = ranks.divided(len(part), lambda places, part=part: answer([part[at] for at in places]))
+            if ranks.is_first():
+                append_lines(path, [json.dumps({"response": said}) for said in answers])
             kept += answers
     return [replace(sample, response=answer) for sample, answer in zip(samples, kept, strict=True)]
 

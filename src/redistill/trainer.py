@@ -25,17 +25,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from redistill import checkpoint
+from redistill import ranks
 from redistill.accumulation import Accumulation
 from redistill.bad_steps import BadSteps
 from redistill.batch import Batch, Counts, Row, Spans, collate, count, no_spans, split_by_length, to_device
-from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, follow_spending
+from redistill.budget import NO_END, SCHEDULE_STEPS, Spending, cost_of, follow_spending
+from redistill.clip_optimizer import ClipOptimizer
 from redistill.clock import Clock
 from redistill.config import Config
 from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
 from redistill.hub import HubTrainer
-from redistill.losses.chunked import merge
+from redistill.losses.chunked import Stats
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, batch_loss
 from redistill.out_of_memory import Halving
@@ -45,11 +46,12 @@ from redistill.rollout import Pair, initial_state, within_memory
 from redistill.rows import rows_of
 from redistill.runlog import RunLog, read
 from redistill.sample import Sample
-from redistill.scoring import reference_scores
-from redistill.steplog import StepWatch, revision_records, step_record
+from redistill.scoring import mean_scores, reference_scores
+from redistill.steplog import StepWatch, revision_records, step_record, together, trained_on
 from redistill.teachers.local import frozen
 from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
+from redistill.wrapped import gathered, loss_inside, shard
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +104,8 @@ class DistillTrainer(HubTrainer):
         self.pair = Pair(model, self.teacher, vocabulary, ends, packed, writer)
         start = torch.Generator().manual_seed(args.seed)
         self.objective = Objective(config.objective, start).to(args.device)
-        self.rollout_state = initial_state(config.rollout, args.seed + args.process_index)
+        self.clip_optimizer = ClipOptimizer(self.objective, config.objective.dac.learning_rate, args)
+        self.rollout_state = initial_state(config.rollout, args.seed)
         self.samples_eval = list(eval_dataset or [])
         self.run_log = RunLog(Path(str(args.output_dir)))
         self.spending = Spending(config.budget)
@@ -114,26 +117,30 @@ class DistillTrainer(HubTrainer):
         self.validating = Halving("validation", "per_device_eval_batch_size", args.per_device_eval_batch_size)
         self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
+        if self.is_fsdp_enabled and self.teacher.model is not None:
+            shard(self.teacher.model, self.accelerator)
 
     # What is trained on
 
     def get_batch_samples(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, epoch_iterator: Iterator[list[Sample]], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], Callable[[], Counts]]:
-        """One optimizer step's micro-batches, written, revised and collated together, and what gives their counts."""
+        """One optimizer step's micro-batches of this rank, written, revised and collated together, and what gives the
+        counts of all ranks."""
         self.clock = self.new_clock()
         with self.clock.phase("waiting"):
-            micro = list(islice(epoch_iterator, num_batches))
-        references = [sample for samples in micro for sample in samples]
+            window = ranks.gather(list(islice(epoch_iterator, num_batches)))
+        # As one process would have them: the ranks take batches in turn.
+        references = [s for turn in zip(*window, strict=True) for samples in turn for s in samples]
         state, step = self.rollout_state, self.state.global_step
         with self.accelerator.autocast():
             self._drawn = within_memory(
                 self.writing, references, self.pair, self.config, state, step, self.progress(), self.clock
             )
-        rows = rows_of(self._drawn, self.config.objective, self._spans)
-        self._counts = cache(lambda: self._over_ranks(count(rows), device))
+        rows = rows_of(self._drawn.share(ranks.index(), ranks.size()), self.config.objective, self._spans)
+        self._counts = cache(lambda: Counts(*ranks.total(count(rows))))
         self._step = Accumulation(self._trained(), self._collate)
-        return [self._collate(part) for part in split_by_length(rows, len(micro))], self._counts
+        return [self._collate(part) for part in split_by_length(rows, len(window[0]))], self._counts
 
     def _collate(self, rows: Sequence[Row]) -> Batch:
         pad = self.tokenizer.pad_token_id
@@ -153,13 +160,6 @@ class DistillTrainer(HubTrainer):
             return no_spans
         return self.finder.ask(sample.response, self.clock)
 
-    def _over_ranks(self, counts: Counts, device: torch.device) -> Counts:
-        if self.args.world_size == 1:
-            return counts
-        total = self.accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=device), "sum")
-        assert isinstance(total, Tensor)
-        return Counts(*total.tolist())
-
     # The loss
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -174,11 +174,13 @@ class DistillTrainer(HubTrainer):
     ) -> Tensor:
         """The objective on one micro-batch, scaled so that a step's micro-batches and ranks add up."""
         assert num_items_in_batch is not None and not return_outputs
-        if not inputs["rows"]:
-            return torch.zeros((), device=self.args.device, requires_grad=True)
-        with self.accelerator.autocast():
-            student, size = self.pair.student, self.pair.vocabulary
-            loss, stats = batch_loss(self.objective, student, self.teacher, inputs, num_items_in_batch, size)
+        counted, student, size = num_items_in_batch, self.pair.student, self.pair.vocabulary
+
+        def work() -> tuple[Tensor, Stats]:
+            with self.accelerator.autocast():
+                return batch_loss(self.objective, student, self.teacher, inputs, counted, size)
+
+        loss, stats = loss_inside(model, student, self.teacher.model, work)
         self._step.add(inputs, loss, stats)
         return loss * self.args.world_size
 
@@ -188,23 +190,16 @@ class DistillTrainer(HubTrainer):
         with self.clock.phase("loss"):
             return self._step.read(inputs, self.reading, lambda batch: whole(model, batch, *rest, **options))
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The engine's optimizer, with the clip network as a parameter group of its own learning rate."""
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        parameters = list(self.objective.parameters())
-        if fresh and parameters:
-            rate = self.config.objective.dac.learning_rate
-            optimizer.add_param_group({"params": parameters, "lr": rate, "weight_decay": 0.0})
-        return optimizer
-
     def ends_at(self, step: int) -> bool:
         """Whether the run is over after `step`; for a step that was logged."""
         if not self.spending.bounded:
             *_, end = self.set_initial_training_values(self.args, self.get_train_dataloader())
             return step >= end
-        logged = read(self.run_log.folder / "steps.jsonl")
-        return Spending(self.config.budget).add_log(logged, step).fraction() >= 1
+        return Spending(self.config.budget).add([self.spent_up_to(step)]).fraction() >= 1
+
+    def spent_up_to(self, step: int) -> dict[str, float]:
+        """The cost of the steps up to `step`, as logged."""
+        return ranks.on_first(lambda: cost_of(read(self.run_log.folder / "steps.jsonl"), step))
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -219,23 +214,26 @@ class DistillTrainer(HubTrainer):
     # Around a step
 
     def before_optimizer(self) -> None:
-        """Drop the gradients of a step whose loss or gradients are not finite, so that nothing is updated."""
+        """Drop the gradients of a step that is not finite, so that nothing is updated; update the clip network."""
+        assert self.optimizer is not None
+        self.clip_optimizer.gather(self.accelerator.scaler)
         self.bad_steps.leave_out(self._step.losses, self._trained())
+        self.clip_optimizer.step(self.optimizer)
 
     def after_step(self) -> None:
         """Write the step's records; stop a run that no longer yields finite losses."""
-        self.objective.zero_grad()
         step = self.state.global_step
-        batches, stats, counts = self._step.batches, merge(self._step.stats), self._counts()
-        record = step_record(self._drawn, batches, stats, counts, self.pair.eos)
-        record |= {"step": step, "loss": self._step.loss(), "skipped": self.bad_steps.skipped}
+        done, clock, counts = self._step, self.clock.record(), self._counts()
+        trained = together(ranks.gather(trained_on(done.batches, done.stats, done.losses, clock["seconds"])))
+        record = step_record(self._drawn, trained, counts, self.pair.eos)
+        record |= {"step": step, "loss": trained.loss, "skipped": self.bad_steps.skipped}
         record |= {"lmbda": self.rollout_state.schedule.share, "buffer": len(self.rollout_state.buffer)}
-        record |= self.clock.record()
+        record |= {**clock, "seconds": trained.seconds}
         self.spending.add([record])
         record["progress"] = self.progress()
         record["tokens_per_second"] = (counts.sft + counts.token) / record["seconds"]
         self.run_log.append("steps", record)
-        for revised in revision_records(batches, stats, self.tokenizer):
+        for revised in revision_records(trained, self.tokenizer):
             self.run_log.append("revisions", {"step": step, **revised})
         self._metrics = {k: v for k, v in record.items() if k not in ("step", "loss")}
         for warning in self.watch.update(record):
@@ -251,9 +249,13 @@ class DistillTrainer(HubTrainer):
     ) -> dict[str, float]:
         """Forward KL to the teacher and perplexity on the references; a rise moves the adaptive schedule."""
         samples = self.samples_eval if eval_dataset is None else list(eval_dataset)
-        given = self.pair.student, self.teacher, samples, self.pair.vocabulary
-        with self.accelerator.autocast():
-            scores = self.validating.run(len(samples), lambda rows: reference_scores(*given, rows))
+        student, size = self.pair.student, self.pair.vocabulary
+        with self.accelerator.autocast(), gathered(student, self.teacher.model):
+            own = ranks.mine(samples)
+            found = self.validating.run(
+                len(own), lambda rows: reference_scores(student, self.teacher, own, size, rows)
+            )
+        scores = mean_scores(ranks.gather(found))
         weights = self.config.objective
         loss = weights.sft_weight * scores["nll"] + weights.token_weight * scores["kl"]
         self.rollout_state.schedule.update(loss)
@@ -263,38 +265,3 @@ class DistillTrainer(HubTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    # Checkpoints
-
-    _unfinished: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._unfinished or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let the engine write beside the run's checkpoints, add our state, then move it in as a whole."""
-        run = self.run_log.folder
-        checkpoint.clear_unfinished(run)
-        self._unfinished = run / checkpoint.UNFINISHED
-        try:
-            with checkpoint.saving(run):
-                super()._save_checkpoint(model, trial)
-                written = self._unfinished / f"{checkpoint.PREFIX}{self.state.global_step}"
-                checkpoint.save_state(written, self.objective, self.rollout_state)
-                checkpoint.finish(written, run, self.state)
-        finally:
-            self._unfinished = None
-            checkpoint.clear_unfinished(run)
-        best = self.state.best_model_checkpoint
-        # None goes while steps fail: the weights that are saved then may be what is wrong.
-        if not self.bad_steps.in_a_row:
-            checkpoint.rotate(run, self.args.save_total_limit, best)
-
-    def load_weights(self, folder: Path) -> None:
-        """Student, clip network and rollout state as a checkpoint has them, without going on to train."""
-        self._load_from_checkpoint(str(folder))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.refuse_damaged(Path(resume_from_checkpoint))
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        checkpoint.load_state(Path(resume_from_checkpoint), self.objective, self.rollout_state)

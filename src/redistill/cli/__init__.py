@@ -9,10 +9,12 @@ import errno
 import logging
 import os
 import sys
+import time
 import warnings
 
 import typer
 
+from redistill import ranks
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
 from redistill.cli.training import demo, estimate, profile, prune, train
@@ -29,6 +31,19 @@ app = typer.Typer(
 for command in (demo, train, estimate, profile, prune, evaluate, judge, compare, revise):
     app.command()(command)
 app.command(hidden=True)(compare_run)
+
+
+@app.callback()
+def _in_one_process(context: typer.Context) -> None:
+    name = context.invoked_subcommand
+    if ranks.size() > 1 and name != "train":
+        raise ValueError(
+            f"only `redistill train` runs in several processes: call `redistill {name}` without the launcher."
+        )
+
+
+# Seconds for which another rank than the first keeps its message back.
+_GRACE = 5.0
 
 
 def _quiet() -> None:
@@ -72,7 +87,7 @@ def main() -> None:
         _fail(f"the disk is full ({problem.filename or 'while saving'}): the last checkpoint is whole; "
               "make room and run the same command again", 1)  # fmt: skip
     except RuntimeError as problem:
-        if type(problem).__name__ not in ("NotFinite", "OutOfMemory"):
+        if type(problem).__name__ not in ("NotFinite", "OutOfMemory", "LostRank"):
             raise
         _fail(str(problem), 1)
 
@@ -84,5 +99,8 @@ def _plain(text: str) -> str:
 
 
 def _fail(message: str, code: int) -> None:
+    if not ranks.is_first():
+        # What fails on all is said once: the launcher ends this process as soon as the first has ended with an error.
+        time.sleep(_GRACE)
     print(_plain(f"redistill: {message}"), file=sys.stderr)
     raise SystemExit(code)

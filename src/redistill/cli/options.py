@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from redistill import ranks
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,10 +24,11 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 
 
 def terminal() -> Console:
-    """Where a command prints; rich is loaded when one runs. Paths and names are text, never markup."""
+    """Where a command prints; rich is loaded when one runs. Paths and names are text, never markup. Of several
+    processes the first one speaks."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False)
+    return Console(markup=False, emoji=False, quiet=not ranks.is_first())
 
 
 def names(text: str) -> tuple[str, ...]:

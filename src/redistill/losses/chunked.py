@@ -240,7 +240,10 @@ class _GradientInForward(torch.autograd.Function):
         own = len(parameters) - len(work.student.parameters)
         total, hidden_grad, grads = work.run(hidden.detach(), own, backward=True)
         ctx.dtype = hidden.dtype
-        taken = [hidden_grad, *work.student.gradients(), *grads]
+        # A head that no position has met gets 0 and not nothing: over ranks all must bring a gradient, or none.
+        head = zip(work.student.parameters, work.student.gradients(), strict=True)
+        heads = [torch.zeros_like(each) if grad is None else grad for each, grad in head]
+        taken = [hidden_grad, *heads, *grads]
         # Not saved tensors: those would still be held when the gradients are handed on, which then are copied.
         ctx.taken = taken
         return total

@@ -50,15 +50,22 @@ def read_responses(
     model: nn.Module, samples: Sequence[Sample], *, keep: bool = False, packed: bool = False
 ) -> tuple[Tensor, Decoding | None]:
     """Hidden states [N, H] that predict the N response tokens, sample after sample; and what was read, if `keep` and
-    if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row."""
+    if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row.
+
+    Without samples one token is read all the same: of a sharded model other ranks wait for this one's part.
+    """
     device = next(model.parameters()).device
     rows = [each.prompt + each.response for each in samples]
     # What follows the last token is only asked by who writes on.
-    layout = lay_out(rows if keep else [row[:-1] for row in rows], packed=packed and not keep)
+    read = rows if keep else [row[:-1] for row in rows]
+    layout = lay_out(read or [(0,)], packed=packed and not keep)
     select = torch.cat(
         [
-            torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
-            for start, row, each in zip(layout.first, rows, samples, strict=True)
+            torch.arange(0),
+            *(
+                torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
+                for start, row, each in zip(layout.first, rows, samples, strict=bool(samples))
+            ),
         ]
     )
     where = None if layout.position_ids is None else layout.position_ids.to(device)

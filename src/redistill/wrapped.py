@@ -1,0 +1,147 @@
+"""What the engine's wrappers (DDP, FSDP2) ask of those who use the models inside them.
+
+A wrapper acts around the `forward` of what it wraps: `through` makes any work that forward. FSDP2 leaves each rank a
+part of every weight: `gathered` puts them together for a while, `whole_of` for a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from redistill import ranks
+
+Rest = TypeVar("Rest")
+
+
+def through(wrapper: nn.Module, inner: nn.Module, work: Callable[[], Tensor | None]) -> Tensor | None:
+    """What `work` gives, done as the forward of `inner` inside its wrapper, whose hooks then act around it.
+
+    DDP averages the gradients of what this returns; FSDP2 gathers weights, and scatters gradients, around the layers.
+    """
+    # In the instance, where `nn.Module.__call__` looks first; accelerate may have put its own there.
+    before = vars(inner).get("forward")
+    inner.forward = work
+    try:
+        return wrapper()
+    finally:
+        del inner.forward
+        if before is not None:
+            inner.forward = before
+
+
+def loss_inside(
+    wrapper: nn.Module,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    work: Callable[[], tuple[Tensor, Rest]],
+) -> tuple[Tensor, Rest]:
+    """What `work` gives, a loss and something beside it, done inside the wrappers of both models."""
+    found: list[tuple[Tensor, Rest]] = []
+
+    def note() -> None:
+        found.append(work())
+
+    def both() -> Tensor:
+        if teacher is not None and is_sharded(teacher):
+            through(teacher, teacher, note)
+        else:
+            note()
+        return found[0][0]
+
+    if ranks.size() == 1 and not is_sharded(student):
+        return work()
+    loss = through(wrapper, student, both)
+    assert loss is not None
+    return loss, found[0][1]
+
+
+def is_sharded(model: nn.Module | None) -> bool:
+    """Whether FSDP2 has left each rank a part of its weights."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def shard(model: nn.Module, accelerator: Any) -> None:
+    """Shard a model that is not trained as accelerate shards the one that is; in place."""
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    # It notes the classes of the layers it has found, and would look for them in a model of another family.
+    settings = accelerator.state.fsdp_plugin
+    accelerator.state.fsdp_plugin = copy(settings)
+    try:
+        fsdp2_prepare_model(accelerator, model)
+    finally:
+        accelerator.state.fsdp_plugin = settings
+
+
+@contextmanager
+def gathered(*models: nn.Module | None) -> Iterator[None]:
+    """Inside, every rank holds the whole of the models and can read with them by itself."""
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [model for model in models if isinstance(model, FSDPModule)]
+    for model in sharded:
+        # FSDP2 takes what is called first for the root of all.
+        through(model, model, lambda: None)
+        model.set_reshard_after_forward(False)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+    try:
+        yield
+    finally:
+        for model in sharded:
+            model.reset_iter_state()
+            _reshard_layers(model)
+
+
+def _reshard_layers(model: Any) -> None:
+    """As accelerate had it: the layers give up what they gathered, the last one and the head not."""
+    from accelerate.state import AcceleratorState
+
+    model.set_reshard_after_forward(bool(AcceleratorState().fsdp_plugin.reshard_after_forward))
+    for module in (model, model.get_output_embeddings()):
+        module.set_reshard_after_forward(False, recurse=False)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other as it is."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The whole weights of a sharded model by name, on the CPU; all ranks must call it. Tied ones are one tensor."""
+    found: dict[int, Tensor] = {}
+    named = model.state_dict(keep_vars=True)
+    for value in named.values():
+        if id(value) not in found:
+            found[id(value)] = whole_of(value)
+    return {name: found[id(value)] for name, value in named.items()}
+
+
+def whole_of(value: Any) -> Any:
+    """A sharded tensor, or a mapping with some, put together and on the CPU; all ranks must call it."""
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(value, dict):
+        return {name: whole_of(each) for name, each in value.items()}
+    value = value.detach().full_tensor() if isinstance(value, DTensor) else value
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def part_of(value: Any, like: Tensor) -> Any:
+    """A rank's part of a whole tensor, as `like` is sharded."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not (isinstance(value, Tensor) and isinstance(like, DTensor) and value.shape == like.shape):
+        return value
+    value = value.to(like.to_local().device)
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
