@@ -31,7 +31,7 @@ class RoomyLayer(DynamicLayer):
         self.values = self._appended(1, self.values, value_states)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Pick rows. The room is given back here, not with the next token: till then every layer would hold it."""
         self._held = [None, None]
         super().reorder_cache(beam_idx)

@@ -65,7 +65,8 @@ def walk(config: Config, configs: Configs, device: str) -> Walk:
         two, three = (sizes(config, each) for each in shallow)
         lines = (_line(a.bytes, b.bytes, times) for a, b, times in zip(two, three, more, strict=True))
         if [*lines] == [each.bytes for each in whole]:
-            found = extrapolated(*(Walker(config, each, device, every).walk() for each in shallow), *more)
+            accounts = [Walker(config, each, device, every).walk() for each in shallow]
+            found = extrapolated(accounts[0], accounts[1], *more)
     if found is None:
         found = Walker(config, configs, device, every).walk()
     return Walk(tuple(_phase(name, found[name]) for name in PHASES if name in found), *whole)

@@ -59,7 +59,7 @@ class Walker:
             for who, model in (("teacher", self.teacher), ("student", self.student)):
                 with self.ledger.noting(who):
                     brought_to_cpu(model)
-        self.every = dict(zip(("student", "teacher"), every, strict=True))
+        self.every: dict[str, int] = dict(zip(("student", "teacher"), every, strict=True))
         self.vocabulary = min(output_rows(self.student), output_rows(self.teacher))
         self.trained = [each for each in self.student.parameters() if each.requires_grad]
         training, rollout = config.training, config.rollout
@@ -200,11 +200,10 @@ class Walker:
         if by <= 0:
             return state
         with self.ledger.noting("cache"):
-            for layer in state.cache.layers:
-                if isinstance(layer, DynamicLayer) and isinstance(layer.keys, Tensor):
-                    rows, heads, _, width = layer.keys.shape
-                    keys = layer.keys.new_empty(rows, heads, by, width)
-                    layer.update(keys, keys)
+            for layer in _holding_layers(state.cache):
+                rows, heads, _, width = layer.keys.shape
+                keys = layer.keys.new_empty(rows, heads, by, width)
+                layer.update(keys, keys)
         mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), by)], dim=-1)
         return Decoding(state.cache, mask, state.position + by)
 
@@ -266,12 +265,9 @@ class Walker:
 
     def _has_read(self, who: str, _module: Any, _ids: Any, output: Any) -> None:
         self.ledger.who = "student"
-        cache = output.get("past_key_values")
-        for layer in [] if cache is None else cache.layers:
-            if isinstance(layer, DynamicLayer) and isinstance(layer.keys, Tensor):
-                self.ledger.move(
-                    [layer.keys, layer.values], "cache" if who == "student" else "teacher's cache"
-                )
+        part = "cache" if who == "student" else "teacher's cache"
+        for layer in _holding_layers(output.get("past_key_values")):
+            self.ledger.move([layer.keys, layer.values], part)
         if self._reading:
             self.ledger.end(f"{who} reads", self.micro)
             last = who == "teacher" or not distils(self.config.objective)
@@ -284,3 +280,9 @@ class Walker:
     def _accumulated(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self.ledger.move([parameter.grad], "gradients")
+
+
+def _holding_layers(cache: Any) -> list[Any]:
+    """The layers of a cache that hold keys and values of every token, or of a window."""
+    layers = [] if cache is None else cache.layers
+    return [each for each in layers if isinstance(each, DynamicLayer) and each.is_initialized]
