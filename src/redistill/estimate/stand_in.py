@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,7 @@ from redistill.batch import Counts
 from redistill.config import ObjectiveSettings
 from redistill.estimate.ledger import Ledger
 from redistill.losses.chunked import Part
+from redistill.models import Head
 from redistill.objective import Objective, Written
 
 _ROWS = 4
@@ -38,12 +42,20 @@ def loss_needs(settings: ObjectiveSettings, vocabulary: int) -> tuple[int, int]:
     return found[0], found[1]
 
 
-class SizedObjective(Objective):
-    """Takes the place of the objective: holds what that would (`loss_needs`) and computes nothing."""
+def narrowed(heads: Sequence[Head], training: Mapping[str, Any]) -> int:
+    """Bytes of float32 heads in 16 bits, with which a GPU multiplies under autocast (`projection.py`)."""
+    if not (training.get("bf16") or training.get("fp16")):
+        return 0
+    weights: list[Any] = [head.module.weight for head in heads]
+    return sum(2 * heads[0].vocabulary * each.shape[1] for each in weights if each.dtype == torch.float32)
 
-    def __init__(self, settings: ObjectiveSettings, needs: tuple[int, int]):
+
+class SizedObjective(Objective):
+    """Takes the place of the objective: holds what that would (`loss_needs`), and `beside`, and computes nothing."""
+
+    def __init__(self, settings: ObjectiveSettings, needs: tuple[int, int], beside: int = 0):
         super().__init__(settings)
-        self._needs = needs
+        self._needs, self._beside = needs, beside
 
     def forward(
         self,
@@ -57,6 +69,6 @@ class SizedObjective(Objective):
     ) -> Part:
         """The gradient of the logits is the one thing that stays."""
         by_logits = torch.empty(student.shape, dtype=torch.float32)
-        beside = len(student) * self._needs[teacher is not None] - by_logits.nbytes
-        torch.empty(max(0, beside), dtype=torch.uint8)
+        scratch = len(student) * self._needs[teacher is not None] - by_logits.nbytes
+        torch.empty(max(0, scratch) + self._beside, dtype=torch.uint8)
         return Part(by_logits.new_zeros(()), by_logits, [], {})

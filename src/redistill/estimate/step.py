@@ -23,7 +23,7 @@ from redistill.cache import make_room
 from redistill.config import Config
 from redistill.estimate.engine import autocast_of, checkpoint_layers, optimizer_of
 from redistill.estimate.ledger import Account, Ledger
-from redistill.estimate.stand_in import SizedObjective, loss_needs
+from redistill.estimate.stand_in import SizedObjective, loss_needs, narrowed
 from redistill.estimate.weightless import (
     Configs,
     brought_to_cpu,
@@ -33,7 +33,7 @@ from redistill.estimate.weightless import (
     teacher_of,
 )
 from redistill.generate import Decoding, answering, decode_one_token, prefill, select_rows
-from redistill.models import plain_model
+from redistill.models import head_of, plain_model
 from redistill.objective import batch_loss, block_size
 from redistill.rollout import sampling
 from redistill.rows import distils
@@ -78,9 +78,8 @@ class Walker:
         with self._fake, self.ledger, self._hooks():
             self._measuring(self.teacher)
             kept = self._optimizer(*optimizer)
-            if self.writes and config.rollout.engine != "vllm":
-                self._rollout()
             if self.writes:
+                kept = kept, self._rollout()
                 self._scoring()
             self._loss(needs)
             self._drop_gradients()
@@ -95,11 +94,16 @@ class Walker:
 
     # The phases
 
-    def _rollout(self) -> None:
-        rollout = self.config.rollout
+    def _rollout(self) -> list[Decoding]:
+        """The student writes. Returns what an engine keeps for the next time."""
+        rollout, engine = self.config.rollout, self.config.rollout.engine
+        if engine == "vllm":
+            return []
         models = [self.student, *([self.teacher] if rollout.teacher_mix else [])]
+        rows = rollout.batch_size if engine == "static" else self.rows
         with self.ledger.phase("rollout", self.batches), autocast_of(self.config.training):
-            self._write(models, self.rows, rollout.max_completion_length, rollout.teacher_mix)
+            states = self._write(models, rows, rollout.max_completion_length, rollout.teacher_mix)
+        return states if engine == "static" else []
 
     def _scoring(self) -> None:
         """SCRG, which writes on from what was read; and the reading for the policy gradient."""
@@ -122,7 +126,9 @@ class Walker:
         if self.micro > 1:
             self._make_gradients()
         batch, counts = self._batch()
-        objective = SizedObjective(self.config.objective, needs)
+        heads = [head_of(each, self.vocabulary) for each in (self.student, self.teacher)]
+        beside = narrowed(heads, self.config.training) if self.device == "cuda" else 0
+        objective = SizedObjective(self.config.objective, needs, beside)
         block = block_size(self.device, self.vocabulary)
         self.student.train()
         checkpoint_layers(self.config.training, self.student)
@@ -162,7 +168,10 @@ class Walker:
 
     # What they are made of
 
-    def _write(self, models: Sequence[nn.Module], rows: int, answer: int, share: float = 0.0) -> None:
+    def _write(
+        self, models: Sequence[nn.Module], rows: int, answer: int, share: float = 0.0
+    ) -> list[Decoding]:
+        """The longest answers to the longest prompts; where the models stand before the last token."""
         prompts = [(0,) * self.config.data.max_prompt_length] * rows
         with ExitStack() as stack:
             for model in models:
@@ -172,6 +181,7 @@ class Walker:
                 make_room(state.cache)
             states = [self._grown(state, answer - 2) for state in states]
             self._next_token(models, states, share, times=answer - 1)
+        return states
 
     def _write_on(self, state: Decoding) -> None:
         """Behind what was read and as much again as fits into the room that it is then given."""
