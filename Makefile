@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test clean
+.PHONY: demo test faults clean
 
 demo: .venv/package .venv/teacher
 	@$(BIN)/redistill demo $(ARGS)
@@ -16,6 +16,10 @@ test: .venv/test-tools
 	$(PIP) wheel --no-deps --wheel-dir dist .
 	$(PIP) install --no-deps --force-reinstall dist/*.whl
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# What docs/faults.md reports: every fault as often as it says there.
+faults: .venv/test-tools
+	REDISTILL_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
 # torch first and alone: on Linux its CPU wheel is enough, and the other packages must not choose another.
 .venv/torch: constraints.txt

@@ -41,11 +41,12 @@ class BadSteps:
             return
         # The update before them may be what broke the weights: those before that one gave a finite loss.
         good = checkpoint.latest(run, step - self.in_a_row - 1)
-        newer = "" if good == checkpoint.latest(run) else " and delete the newer ones"
+        newer = "" if good == checkpoint.latest(run) else ", delete the newer checkpoints"
+        then = f"{newer} and go on from there with --resume" if good else " and start anew"
         raise NotFinite(
             f"loss or gradients were not finite in {self.in_a_row} steps in a row, up to step {step}; "
             f"nothing was updated in them. Last good checkpoint: {good or 'none yet'}. Lower "
-            f"training.learning_rate, or objective.dac.learning_rate{newer}, and go on from there with --resume."
+            f"training.learning_rate, or objective.dac.learning_rate{then}."
         )
 
 

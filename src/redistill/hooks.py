@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+# Entries of the engine's own log that are kept, in memory and in every checkpoint; all of them are in steps.jsonl.
+KEPT_LOGS = 500
+
 
 class Hooks(TrainerCallback):
     """Hands them on to the `DistillTrainer`."""
@@ -17,6 +20,9 @@ class Hooks(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.run_log.rewind(state.global_step)
         self.trainer.spending.add([self.trainer.spent_up_to(state.global_step)])
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        del state.log_history[:-KEPT_LOGS]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._optimizing.enter_context(self.trainer.clock.phase("optimizer"))

@@ -6,6 +6,7 @@ Whoever uses the loaded model finds both functions in `models.py` too.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +136,8 @@ def refuse_missing_folder(name: str | Path) -> None:
 def _refuse_unreadable_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} has no config.json: it is not the folder of a saved model.")
+    for index in folder.glob("*.safetensors.index.json"):
+        _refuse_foreign_weights(index)
     if any(folder.glob("*.safetensors")):
         return
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
@@ -145,6 +148,17 @@ def _refuse_unreadable_folder(folder: Path) -> None:
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained('converted')."
         )
     raise ValueError(f"{folder} holds no *.safetensors weights.")
+
+
+def _refuse_foreign_weights(index: Path) -> None:
+    """An index may name pickles, and files of other folders; both would be opened."""
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{index} cannot be read: get the model anew.") from None
+    for name in named:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names weights outside of the folder, or pickles: get the model anew.")
 
 
 def first_line(problem: Exception) -> str:

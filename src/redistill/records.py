@@ -117,8 +117,8 @@ def _turns(value: Any, column: str) -> tuple[Message, ...]:
         if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
             raise _Unusable(f'has no "role" and "content" in {where}')
         if turn["role"] not in ROLES:
-            role = _shown(turn["role"]) if isinstance(turn["role"], str) else _kind(turn["role"])
-            raise _Unusable(f"has the role {role} in {where}; known are {', '.join(ROLES)}")
+            role = _text(turn["role"], f"{where}.role")
+            raise _Unusable(f"has the role {_shown(role)} in {where}; known are {', '.join(ROLES)}")
         # An assistant may have said nothing in between, and a system message may be blank; a user may not.
         turns.append(Message(turn["role"], _text(turn["content"], where, empty=turn["role"] != "user")))
     return tuple(turns)

@@ -14,6 +14,14 @@ import yaml
 
 _PLAIN = ("bool", "float", "int", "null", "merge")
 _LARGEST = 2**63
+_DEEPEST = 50
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class YamlError(ValueError):
@@ -63,7 +71,7 @@ def _parse(text: str, name: str | None, lines: dict[tuple[str, ...], int]) -> An
     try:
         loader = _Loader(text)
         try:
-            _refuse_anchors(text, name)
+            _refuse_bombs(text, name)
             node = loader.get_single_node()
             return None if node is None else _value(loader, node, (), name, lines)
         finally:
@@ -77,9 +85,13 @@ def _parse(text: str, name: str | None, lines: dict[tuple[str, ...], int]) -> An
         raise YamlError(f"{_place(name, None)}is nested too deeply.") from None
 
 
-def _refuse_anchors(text: str, name: str | None) -> None:
-    """Before anything is composed: a few lines of aliases can stand for gigabytes."""
+def _refuse_bombs(text: str, name: str | None) -> None:
+    """Before anything is composed: a few lines of aliases can stand for gigabytes, and deep nesting takes minutes."""
+    depth = 0
     for token in yaml.scan(text, Loader=_Loader):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > _DEEPEST:
+            raise YamlError(f"{_place(name, token.start_mark)}is nested too deeply.")
         if isinstance(token, yaml.AliasToken | yaml.AnchorToken | yaml.TagToken):
             what = "a tag (!)" if isinstance(token, yaml.TagToken) else "an anchor or alias (& or *)"
             place = _place(name, token.start_mark)
@@ -107,10 +119,11 @@ def _value(
             value: Any = loader.construct_object(node)
         except ValueError as error:
             raise YamlError(f"{place}cannot be read: {error}.") from None
+        named = place + (f"{'.'.join(key)} " if key else "")
         if isinstance(value, int) and abs(value) >= _LARGEST:
-            raise YamlError(f"{place}{'.'.join(key)} should be a number of at most 63 bits.")
+            raise YamlError(f"{named}has over 63 bits but should be a smaller number.")
         if isinstance(value, float) and not math.isfinite(value):
-            raise YamlError(f"{place}{'.'.join(key)} is {value} but should be a finite number.")
+            raise YamlError(f"{named}is {value} but should be a finite number.")
         return value
     values: dict[str, Any] = {}
     for key_node, value_node in node.value:
