@@ -169,7 +169,8 @@ class HubTrainer(WholeCheckpoints):
         job = self._upload(staged, message, run_as_future=True, token=None, revision=None)
 
         def done(job: Future[Any]) -> None:
-            if problem := job.exception():
+            problem = job.exception()
+            if isinstance(problem, Exception):
                 log.warning("step %d was not pushed: %s", step, first_line(problem))
             shutil.rmtree(staged, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import typer
 from redistill import ranks
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
-from redistill.cli.training import demo, estimate, profile, prune, train
+from redistill.cli.training import demo, estimate, export, profile, prune, train
 
 app = typer.Typer(
     name="redistill",
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, train, estimate, profile, prune, evaluate, judge, compare, revise):
+for command in (demo, train, estimate, profile, prune, evaluate, judge, compare, revise, export):
     app.command()(command)
 app.command(hidden=True)(compare_run)
 
@@ -53,6 +53,9 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # The engine's own option, which it will rename in its next major version; nothing a user can mend here.
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
+    # torchao, where it is installed, is imported by the engine and speaks of kernels for other machines.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # What the engine says when it pushes and finds the bars off already.
     warnings.filterwarnings("ignore", message="Cannot enable progress bars", category=UserWarning)
 

@@ -1,9 +1,9 @@
-"""The commands that make a student: demo, train, prune; and what a training step costs: estimate, profile."""
+"""The commands that make a student: demo, train, prune, export; and what a training step costs: estimate, profile."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -170,3 +170,26 @@ def prune(
         soft_wrap=True,
         highlight=False,
     )
+
+
+def export(
+    student: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    to: Annotated[Literal["gguf", "onnx", "int8"], typer.Option(help="gguf: llama.cpp. int8: torchao.")],
+    output: Annotated[Path | None, typer.Option(help="New folder; STUDENT-FORMAT if left out.")] = None,
+    outtype: Annotated[Literal["f32", "f16", "q8_0"], typer.Option(help="Numbers in a GGUF file.")] = "f16",
+    prompts: Annotated[
+        str | None, typer.Option(help="Data whose first 32 prompts both answer; ours if left out.")
+    ] = None,
+    template: Template = "chat",
+) -> None:
+    """Write a student in another format, and measure on 32 prompts how far it still says the same."""
+    from redistill.data import load_examples
+    from redistill.demo.pipeline import HERE
+    from redistill.export import export as run_export
+
+    split = "test" if prompts else "heldout"
+    examples = load_examples(prompts or str(HERE), split=split, limit=32).examples
+    place = output or Path(
+        f"{student.rstrip('/')}-{to}" if Path(student).is_dir() else f"{Path(student).name}-{to}"
+    )
+    run_export(student, to, place, examples, terminal(), template=template, outtype=outtype)

@@ -45,6 +45,7 @@ class StepDisplay:
         self._done: float | None = None
         self._done_at_first = 0.0
         self._logs: Mapping[str, Any] = {}
+        self._share = ""
         self._revision: Mapping[str, Any] | None = None
         self._marked: tuple[Marked, int] | None = None
 
@@ -55,7 +56,7 @@ class StepDisplay:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             # Training that ends in an error never says so; the cursor must come back all the same.
             atexit.register(self.close)
-            self._live = Live(console=self._console, get_renderable=self._panel, refresh_per_second=2)
+            self._live = Live(console=self._console, get_renderable=self.panel, refresh_per_second=2)
             self._live.start()
 
     def step(self, step: int) -> None:
@@ -72,7 +73,7 @@ class StepDisplay:
         if not any(isinstance(logs.get(name), int | float) for name in ("loss", *TERMS)):
             return
         self.step(step)
-        self._logs = logs
+        self._logs, self._share = logs, _revised(logs) or self._share
         if self._total is None and isinstance(logs.get("progress"), int | float):
             # What came before this process is not in its clock; its first step stands for it.
             self._done_at_first = self._done_at_first if self._done is not None else logs["progress"]
@@ -101,7 +102,8 @@ class StepDisplay:
         ids = record["before_ids"], record["after_ids"], record["position"]
         self._marked = marked_revision("", *ids, self._tokenizer), record["step"]
 
-    def _panel(self) -> RenderableType:
+    def panel(self) -> RenderableType:
+        """The lines as they are now."""
         total, done = (self._total, self._step) if self._total else (1.0, self._done or 0.0)
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True)
@@ -110,7 +112,7 @@ class StepDisplay:
         head.add_row(Text(self._steps()), ProgressBar(total, done), Text(self._left()))
         # Of one width each, so that a figure that changes moves nothing else.
         facts = [f"{term:<13}" for term in _terms(self._logs)]
-        pace = [f"{fact:<13}" for fact in (_speed(self._logs), _revised(self._logs)) if fact]
+        pace = [f"{fact:<13}" for fact in (_speed(self._logs), self._share) if fact]
         lines: list[RenderableType] = [head]
         lines += [Columns([Text(fact) for fact in row], padding=(0, 1)) for row in (facts, pace) if row]
         if self._marked is not None:
