@@ -1,9 +1,10 @@
 # Two commands: `make demo` distils a real model, `make test` checks everything. Both make .venv themselves.
+# `make docs` builds the documentation in site/; open site/index.html.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test faults clean
+.PHONY: demo test faults docs clean
 
 demo: .venv/package .venv/teacher
 	@$(BIN)/redistill demo $(ARGS)
@@ -21,9 +22,15 @@ test: .venv/test-tools
 faults: .venv/test-tools
 	REDISTILL_FAULTS=full $(BIN)/python -m pytest tests/faults $(ARGS)
 
-# torch first and alone: on Linux its CPU wheel is enough, and the other packages must not choose another.
-.venv/torch: constraints.txt
+docs: .venv/docs-tools
+	$(BIN)/python docs/make_site.py
+
+.venv/made:
 	$(PYTHON) -m venv .venv
+	@touch $@
+
+# torch first and alone: on Linux its CPU wheel is enough, and the other packages must not choose another.
+.venv/torch: .venv/made constraints.txt
 	$(PIP) install -c constraints.txt torch
 	@touch $@
 
@@ -41,5 +48,10 @@ faults: .venv/test-tools
 	$(PIP) install -c constraints.txt ".[demo,test]"
 	@touch $@
 
+# Neither torch nor the package: pages and docstrings are only read.
+.venv/docs-tools: .venv/made pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt zensical mkdocstrings-python
+	@touch $@
+
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist site src/*.egg-info

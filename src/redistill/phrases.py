@@ -1,4 +1,4 @@
-"""Phrases of a text, and the tokens they are made of: the spans of the correlation loss (method.md, 3).
+"""Phrases of a text, and the tokens they are made of: the spans of the correlation loss (docs/paper.md, 3).
 
 A phrase is a range of characters. It becomes a span of tokens through the characters each id itself stands
 for; decoded text is never tokenized again, since that may give other tokens than those the model wrote.

@@ -1,4 +1,4 @@
-"""SCRG, sequence correction and re-generation (Liu et al., arXiv 2407.10068; method.md, section 1).
+"""SCRG, sequence correction and re-generation (Liu et al., arXiv 2407.10068; docs/paper.md, section 1).
 
 The student's answer is compared with the teacher position by position; where the two differ most the
 teacher's token takes the place of the student's, and the student writes on from there.
