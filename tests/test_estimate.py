@@ -136,7 +136,14 @@ def test_the_arithmetic_is_that_of_the_loss():
     rows, flops = batch["rows"], Flops()
     assert counts == count(rows)
     with flops("loss"):
-        loss, _ = batch_loss(Objective(config.objective), student, teacher, collate(rows, 0), counts, 384)
+        loss, _ = batch_loss(
+            Objective(config.objective),
+            student,
+            LocalTeacher(teacher, 384),
+            collate(rows, 0),
+            lambda: counts,
+            384,
+        )
         loss.backward()
     found = walk(config, pair(student, teacher), "cpu")
     said = sum(each.flops for each in found.phases if each.name not in ("optimizer", "saving"))

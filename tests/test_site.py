@@ -139,6 +139,8 @@ NOT_RUN = {
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "needs vLLM and a GPU; test_vllm.py runs a stand-in",
     "redistill compare": "starts processes; test_compare.py",
     "redistill evaluate STUDENT": "STUDENT is the reader's; test_suites.py and test_tasks.py",
+    "redistill estimate": "for a GPU, and the recipe here is for the CPU; test_estimate.py",
+    "redistill export": "reads and writes a model several times; test_export.py",
     "redistill judge JUDGE": "JUDGE is the reader's; test_judging.py",
 }
 
