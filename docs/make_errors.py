@@ -36,7 +36,7 @@ A message begins with `redistill:` and goes to standard error. A Python tracebac
 
 ## A recipe that is refused
 
-Each of these lines was given to redistill as a recipe of the smallest form with one line more:
+The smallest recipe with one of these lines in it:
 
 """
 # Sections as somebody might write them, each laid over the smallest recipe.
