@@ -21,6 +21,7 @@ from test_docs import DOCS, ROOT, blocks
 from tiny import save_tiny
 
 from redistill.cli import app
+from redistill.compare.plan import read_plan
 from redistill.config import ConfigError, load_config
 from redistill.data import DataError, load_examples
 from redistill.demo.teacher import is_prepared
@@ -211,6 +212,12 @@ def test_commands_of_a_page_work(page, place):
         if words[0] == "redistill" and not command.startswith(tuple(NOT_RUN)):
             limit = ["--max-new-tokens", "8"] if words[1] in {"evaluate", "revise"} else []
             assert not app([*words[1:], *limit], standalone_mode=False), command
+
+
+def test_the_comparison_with_a_method_of_ones_own_can_be_read(place):
+    (place / "my-comparison.yaml").write_text(blocks(DOCS / "extend.md", "yaml")[0])
+    plan = read_plan(place / "my-comparison.yaml")
+    assert plan.comparison.baseline == "kd" and len(plan.comparison.methods) == 2
 
 
 @pytest.mark.parametrize(
