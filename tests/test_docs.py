@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_house import ORDER
 from tiny import tiny_llama, tiny_tokenizer
 
 from redistill import DistillTrainer, Sample

@@ -27,6 +27,7 @@ from redistill.meters import Flops
 from redistill.models import add_lora, parameter_count
 from redistill.objective import Objective, batch_loss
 from redistill.student import prune_layers
+from redistill.teachers.local import LocalTeacher
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"data.max_prompt_length": 64, "rollout.max_completion_length": 16}

@@ -134,7 +134,10 @@ SAVERS: tuple[Saver, ...] = (
         _switched("training.optim", "adafactor", unless=lambda c: c.student.lora or "optim" in c.training),
     ),
     Saver("student in bfloat16", "none", "training", _student_in_16_bits, on_cpu=False),
-    Saver("LoRA", "none", "training", _switched("student.lora.r", "16", unless=lambda c: c.student.lora)),
+    Saver(
+        "LoRA", "none", "training",
+        _switched("student.lora.r", "16", unless=lambda c: c.student.lora), two_edged=True,
+    ),
     Saver(
         "shorter answers", "none", "training",
         _halved("rollout.max_completion_length", lambda c: c.rollout.max_completion_length, 64),
