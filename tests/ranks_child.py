@@ -53,7 +53,7 @@ def told_to_stop(part):
 def train(asked):
     folder = Path(asked["folder"])
     config = recipe(folder, **asked["recipe"])
-    student = tiny_qwen2(len(TOKENIZER), seed=2) if asked.get("tied") else tiny_llama(len(TOKENIZER), seed=1)
+    student = tiny_qwen2(len(TOKENIZER), seed=1) if asked.get("tied") else tiny_llama(len(TOKENIZER), seed=1)
     run = trainer(config, student)
     run.add_callback(SaveOnSignal())
     if "term_at" in asked:

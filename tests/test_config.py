@@ -13,9 +13,8 @@ from redistill.config import Config, ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
 COMPARISON = ROOT / "recipes" / "paper" / "compare.yaml"
-RECIPES = sorted(
-    {*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "paper").glob("*.yaml")} - {COMPARISON}
-)
+FOR_ACCELERATE = set((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+RECIPES = sorted(set((ROOT / "recipes").rglob("*.yaml")) - {COMPARISON} - FOR_ACCELERATE)
 SMALLEST = """\
 student:
   model_name_or_path: small

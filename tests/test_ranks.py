@@ -35,10 +35,14 @@ def launch(*arguments):
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+# A number that is drawn within rounding of the next token ends the likeness: with the seed 3 one of these does.
+OTHER = {"seed": 5}
+
+
 def alone(folder, *, tied=False, resume=None):
     """In this process: one batch of eight in place of two of four."""
-    student = tiny_qwen2(len(TOKENIZER), seed=2) if tied else tiny_llama(len(TOKENIZER), seed=1)
-    run = trainer(recipe(folder, steps=4), student)
+    student = tiny_qwen2(len(TOKENIZER), seed=1) if tied else tiny_llama(len(TOKENIZER), seed=1)
+    run = trainer(recipe(folder, steps=4, training=OTHER if tied else {}), student)
     run.train(resume_from_checkpoint=resume)
 
 
@@ -72,7 +76,7 @@ def runs(tmp_path_factory):
     no_eval = {"eval_strategy": "no"}
     asked = [
         {"folder": "ddp", "recipe": four},
-        {"folder": "fsdp2-tied", "recipe": two | sharded, "tied": True},
+        {"folder": "fsdp2-tied", "recipe": two | {"training": {"fsdp": True} | OTHER}, "tied": True},
         {"folder": "ddp-stopped", "recipe": four, "resume": str(root / "alone/checkpoint-2"), "term_at": 3},
         {
             "folder": "fsdp2",

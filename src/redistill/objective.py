@@ -39,7 +39,7 @@ from redistill.losses.span_correlation import span_terms
 from redistill.models import head_of, hidden_states
 from redistill.projection import projection_of, source_of
 from redistill.teachers.signal import Teacher
-from redistill.wrapped import is_sharded
+from redistill.wrapped import gather_head, is_sharded
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 
@@ -247,9 +247,11 @@ def batch_loss(
         written = Written(batch["behaviour"][start:stop], batch["advantages"][start:stop])
         return objective(logits, teacher_logits, targets, spans, sft, counts, written)
 
+    head = head_of(student, vocabulary)
+    gather_head(head.module)
     return chunked(
         block_loss,
-        projection_of(head_of(student, vocabulary), hidden, trains=True, exact=exact),
+        projection_of(head, hidden, trains=True, exact=exact),
         hidden,
         source_of(signal, exact=exact) if signal is not None else None,
         [Block(each.start, each.stop, each.distill) for each in slices],

@@ -9,9 +9,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # How long the others wait while the first rank measures a model or holds a lock: as long as it takes.
 _PATIENCE = timedelta(days=30)
+_A_MINUTE = 60.0
 
 
 class LostRank(RuntimeError):
@@ -72,10 +76,27 @@ def together(use_cpu: bool, timeout: float = 1800.0) -> Iterator[None]:
             raise
         raise LostRank(
             "another process of this run has died or cannot be reached; the last checkpoint is whole: run the same "
-            "command again to go on from there"
+            f"command again to go on from there ({str(problem).strip().splitlines()[0][:200]})"
         ) from problem
     wait()
+    _group.cache_clear()
     distributed.destroy_process_group()
+
+
+def is_first_to_fail() -> bool:
+    """Whether this process is the first of the run on its machine that asks: what fails on one ends the others, and
+    is said once."""
+    if size() == 1:
+        return True
+    # The launcher is the parent of all; its number may have been another's an hour ago.
+    said = Path(tempfile.gettempdir()) / f"redistill-{os.getppid()}.failed"
+    if said.exists() and time.time() - said.stat().st_mtime > _A_MINUTE:
+        said.unlink(missing_ok=True)
+    try:
+        said.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _is_lost(problem: RuntimeError) -> bool:

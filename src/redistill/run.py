@@ -20,7 +20,7 @@ from redistill.measure import Bench
 from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
-from redistill.wrapped import gathered
+from redistill.wrapped import gathered, refuse_engines
 from redistill.yaml_lines import parse_value, read_yaml
 
 
@@ -66,6 +66,7 @@ def train(
 def _train(
     config: Config, folder: Path, console: Console, prepared: Prepared | None, go_on: bool, started: float
 ) -> Outcome:
+    refuse_engines(config.training)
     config = in_folder(config, folder)
     last = ranks.on_first(lambda: _enter(config, folder, console, go_on))
     if ranks.any_true(not (folder / "recipe.yaml").is_file()):

@@ -51,7 +51,7 @@ from redistill.steplog import StepWatch, revision_records, step_record, together
 from redistill.teachers.local import frozen
 from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
-from redistill.wrapped import gathered, loss_inside, shard
+from redistill.wrapped import gathered, loss_inside, refuse_engines, shard
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ class DistillTrainer(HubTrainer):
         callbacks: list[TrainerCallback] | None = None,
         new_clock: Callable[[], Clock] = Clock,
     ):
+        refuse_engines(config.training)
         unbounded = {"max_steps": NO_END} if Spending(config.budget).bounded else {}
         args = TrainingArguments(**{**config.training, **unbounded, "remove_unused_columns": False})
         super().__init__(

@@ -6,7 +6,8 @@ part of every weight: `gathered` puts them together for a while, `whole_of` for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, TypeVar
@@ -16,6 +17,35 @@ from torch import Tensor, nn
 from redistill import ranks
 
 Rest = TypeVar("Rest")
+
+
+def refuse_engines(training: Mapping[str, Any]) -> None:
+    """Raises ValueError where launcher or recipe ask for an engine under which training would go wrong.
+
+    training: a recipe's `training` section.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    def launched_with(name: str) -> bool:
+        return os.environ.get(name, "").lower() == "true"
+
+    instead = "use DDP (recipes/accelerate/ddp.yaml) or FSDP2 (recipes/accelerate/fsdp2.yaml)."
+    if training.get("deepspeed") or launched_with("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "DeepSpeed steps inside its backward pass, so that a step whose loss is not finite cannot be left out: "
+            + instead
+        )
+    if training.get("parallelism_config") or launched_with("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        raise ValueError(f"tensor, context and sequence parallelism are not supported: {instead}")
+    version = os.environ.get("FSDP_VERSION", "1") if launched_with("ACCELERATE_USE_FSDP") else None
+    if training.get("fsdp"):
+        version = (training.get("fsdp_config") or {}).get("version", 2)
+    if version is not None and int(version) != 2:
+        raise ValueError(
+            f"FSDP {version} is not supported: set fsdp_version to 2 (recipes/accelerate/fsdp2.yaml)."
+        )
+    if version is not None and "reset_iter_state" not in dir(FSDPModule):
+        raise ValueError("FSDP2 is supported from torch 2.13 on: install it, or use DDP.")
 
 
 def through(wrapper: nn.Module, inner: nn.Module, work: Callable[[], Tensor | None]) -> Tensor | None:
@@ -99,6 +129,14 @@ def gathered(*models: nn.Module | None) -> Iterator[None]:
         for model in sharded:
             model.reset_iter_state()
             _reshard_layers(model)
+
+
+def gather_head(module: nn.Module) -> None:
+    """Gather the weights of a sharded head; its own forward, which would, is not called in training."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module.unshard()
 
 
 def _reshard_layers(model: Any) -> None:

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import sys
-import time
 import warnings
 
 import typer
@@ -42,15 +41,14 @@ def _in_one_process(context: typer.Context) -> None:
         )
 
 
-# Seconds for which another rank than the first keeps its message back.
-_GRACE = 5.0
-
-
 def _quiet() -> None:
     """Libraries speak through our own lines; their progress bars and notices would bury them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if ranks.size() > 1:
+        # DDP warns that it looked for unused parameters in vain; the engine tells it to look.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # The engine's own option, which it will rename in its next major version; nothing a user can mend here.
     warnings.filterwarnings("ignore", message=".*activation_checkpointing.*", category=FutureWarning)
     # torchao, where it is installed, is imported by the engine and speaks of kernels for other machines.
@@ -102,8 +100,6 @@ def _plain(text: str) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    if not ranks.is_first():
-        # What fails on all is said once: the launcher ends this process as soon as the first has ended with an error.
-        time.sleep(_GRACE)
-    print(_plain(f"redistill: {message}"), file=sys.stderr)
+    if ranks.is_first_to_fail():
+        print(_plain(f"redistill: {message}"), file=sys.stderr)
     raise SystemExit(code)

@@ -16,6 +16,7 @@ from redistill.models import head_of, read_all
 from redistill.packing import lay_out, packs
 from redistill.sample import Sample
 from redistill.teachers.signal import Hidden, Teacher
+from redistill.wrapped import gather_head
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,9 @@ class LocalTeacher:
         """See `Teacher`."""
         with answering(self.model):
             hidden, _ = read_responses(self.model, samples, packed=self.packed)
-        return Hidden(hidden, head_of(self.model, self.vocabulary))
+        head = head_of(self.model, self.vocabulary)
+        gather_head(head.module)
+        return Hidden(hidden, head)
 
 
 def frozen(model: PreTrainedModel, vocabulary: int, device: torch.device) -> LocalTeacher:
