@@ -148,7 +148,7 @@ def ours(settings: ObjectiveSettings) -> Callable[[Case], float]:
             block_loss,
             projection_of(student, case.hidden, trains=True),
             case.hidden,
-            source_of(Hidden(case.teacher_hidden, teacher)),
+            source_of(Hidden(case.teacher_hidden, teacher), case.hidden.device),
             [Block(each.start, each.stop, True) for each in slices],
             settings.chunk_size,
             list(objective.parameters()),

@@ -72,7 +72,7 @@ def run(head, teacher, extra, hidden, seen, cut, slab, exact=True):
         by_autograd(block_loss, own),
         projection_of(head, hidden, trains=True, exact=exact),
         hidden,
-        source_of(Hidden(seen, teacher), exact=exact),
+        source_of(Hidden(seen, teacher), hidden.device, exact=exact),
         [Block(*each) for each in CUTS[cut]],
         slab,
         own,
@@ -143,7 +143,9 @@ def test_a_block_may_overwrite_its_logits():
 
     for loss in (kl, greedy):
         own = projection_of(head, hidden, trains=True)
-        total, _ = chunked(loss, own, hidden, source_of(Hidden(seen, teacher)), [Block(0, 9, True)], 5)
+        total, _ = chunked(
+            loss, own, hidden, source_of(Hidden(seen, teacher), hidden.device), [Block(0, 9, True)], 5
+        )
         torch.testing.assert_close(
             torch.autograd.grad(total, hidden)[0],
             torch.autograd.grad(forward_kl(head.logits(hidden[:9]), teacher.logits(seen)).sum(), hidden)[0],

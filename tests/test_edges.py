@@ -126,7 +126,7 @@ class Case:
             block_loss,
             projection_of(Head(self.head, 1.0, None, size), hidden, trains=True),
             hidden,
-            source_of(Hidden(self.teacher_hidden, Head(self.teacher, 1.0, None, size))),
+            source_of(Hidden(self.teacher_hidden, Head(self.teacher, 1.0, None, size)), hidden.device),
             [Block(start, stop, distill) for start, stop, _, distill in self.blocks],
             self.slab,
             own,

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from redistill.config_faults import Key, faults, listed, nearest, origin_of, shortened
+from redistill.conflicts import conflicts_of_teacher
 from redistill.methods import find_method
 from redistill.objective_settings import DacSettings, ObjectiveSettings, PolicySettings, SpanSettings
 from redistill.settings import (
@@ -88,7 +89,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        for wrong, key, sentence in (*_conflicts(self), *_conflicts_of_methods(self)):
+        of_teacher = conflicts_of_teacher(self.teacher, self.rollout, self.objective)
+        for wrong, key, sentence in (*_conflicts(self), *_conflicts_of_methods(self), *of_teacher):
             if wrong:
                 raise PydanticCustomError("conflict", "{sentence}", {"key": key, "sentence": sentence})
         return self

@@ -161,6 +161,23 @@ def _refuse_foreign_weights(index: Path) -> None:
             raise ValueError(f"{index} names weights outside of the folder, or pickles: get the model anew.")
 
 
+def output_rows(name: str | Path, revision: str | None = None) -> int:
+    """How many ids a model that is not loaded has, from its config.json; an adapter's are its base model's."""
+    from peft import PeftConfig
+    from transformers import AutoConfig
+
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return output_rows(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as problem:
+        raise ValueError(
+            f"the config of {str(name)!r} could not be loaded: {first_line(problem)}"
+        ) from problem
+    return int(config.get_text_config().vocab_size)
+
+
 def first_line(problem: Exception) -> str:
     """The first line of an error of a library, as one sentence: the rest is advice for its own users."""
     return str(problem).strip().split("\n", 1)[0].rstrip(".") + "."

@@ -196,15 +196,16 @@ class Bench:
         """Measure the teacher (`name` "teacher"), or the student as it is now; every answer is kept, and a
         measurement that was broken off goes on."""
         prepared, settings = self.prepared, self.config.evaluation
-        model = prepared.teacher if name == "teacher" else prepared.student
-        tokenizer = prepared.tokenizer
+        teacher, tokenizer = prepared.teacher, prepared.tokenizer
+        assert teacher is not None
+        model = teacher if name == "teacher" else prepared.student
         title = f"Measuring {name} on {len(prepared.evaluation.samples)} prompts"
         file = f"{name.replace(' ', '-')}.jsonl"
         with CountDisplay(self.console, title) as progress:
             return evaluate_model(
                 name,
                 model,
-                prepared.teacher,
+                teacher,
                 prepared.evaluation.samples,
                 prepared.evaluation.references,
                 tokenizer=tokenizer,
@@ -215,7 +216,7 @@ class Bench:
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=settings.batch_size,
                 eos=ends_of(tokenizer, model, self.config.data.template),
-                vocabulary=shared_vocabulary(tokenizer, tokenizer, prepared.student, prepared.teacher),
+                vocabulary=shared_vocabulary(tokenizer, tokenizer, prepared.student, teacher),
                 # The run's folder has refused other settings, or was told to go on under them.
                 keep=Keep(
                     template=self.config.data.template,

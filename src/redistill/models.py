@@ -200,10 +200,11 @@ def _output_rows(model: PreTrainedModel) -> int:
 def shared_vocabulary(
     student_tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase,
-    student_model: nn.Module,
-    teacher_model: nn.Module,
+    student_model: nn.Module | int,
+    teacher_model: nn.Module | int,
 ) -> int:
-    """The number of token ids that mean the same to student and teacher: the smaller model's rows.
+    """The number of token ids that mean the same to student and teacher: the smaller model's rows. A model that is
+    not loaded is given by its number of rows.
 
     Rows that only one model has are padding (Qwen's 151936 and 152064): trimmed, and said in the log. Raises
     ValueError when a token has different ids, an id has different tokens, or the student's tokenizer can
@@ -227,8 +228,8 @@ def shared_vocabulary(
             "vocabulary: choose a student of the teacher's family, or make one with `redistill prune`."
         )
     rows = {
-        "student": _output_rows(plain_model(student_model)),
-        "teacher": _output_rows(plain_model(teacher_model)),
+        name: model if isinstance(model, int) else _output_rows(plain_model(model))
+        for name, model in (("student", student_model), ("teacher", teacher_model))
     }
     vocabulary = min(rows.values())
     if (highest := max(ours.values())) >= vocabulary:

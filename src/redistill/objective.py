@@ -36,9 +36,10 @@ from redistill.losses.chunked import Block, Part, Stats, chunked
 from redistill.losses.dac_kl import clip_of, clipped
 from redistill.losses.divergences import Distributions, log_probabilities
 from redistill.losses.span_correlation import span_terms
+from redistill.losses.truncated import fold_logs, unfold
 from redistill.models import head_of, hidden_states
 from redistill.projection import projection_of, source_of
-from redistill.teachers.signal import Teacher
+from redistill.teachers.signal import Teacher, TopK
 from redistill.wrapped import gather_head, is_sharded
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +66,7 @@ class Objective(nn.Module):
     def forward(
         self,
         student: Tensor,
-        teacher: Tensor | None,
+        teacher: Tensor | TopK | None,
         targets: Tensor,
         spans: Tensor,
         sft: bool,
@@ -78,7 +79,8 @@ class Objective(nn.Module):
         it is what `divergences.LOG_FLOOR` makes of it.
         Each term says what it wants of log q, and log-softmax is gone back through once for all of them.
 
-        teacher: None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
+        teacher: logits; or its most probable classes, and then the student is put into these and the tail too; or
+        None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
         written: needed by the policy term only.
         Statistics: sums `sft`, `token`, `span`, `policy`; per token `kl` (forward, temperature 1, for monitoring),
         `teacher_log_likelihood` of the target, and for DAC-KL `lower, upper, retained_mass, retained_classes`.
@@ -90,12 +92,20 @@ class Objective(nn.Module):
             loss += self._sft(plain, targets, weights.sft_weight / counts.sft, stats)
         if teacher is None:
             return Part(loss, plain.by_logits(), by_parameters, stats)
-        stats["kl"] = torch.linalg.vecdot(plain.both.p, plain.both.log_p - plain.log_q)
-        stats["teacher_log_likelihood"] = plain.both.log_p.gather(1, targets[:, None])[:, 0]
+        stats["kl"] = torch.linalg.vecdot(plain.both.p, plain.both.log_p - plain.both.log_q)
+        classes = teacher.class_of(targets) if isinstance(teacher, TopK) else targets[:, None]
+        stats["teacher_log_likelihood"] = plain.both.log_p.gather(1, classes)[:, 0]
         if weights.policy.weight and written is not None:
             loss += self._policy(plain, targets, written, weights.policy.weight / counts.token, stats)
         warmth = weights.temperature
-        view = plain if warmth == 1.0 else _View(student / warmth, teacher / warmth, self._fused)
+        if warmth == 1.0:
+            view = plain
+        elif isinstance(teacher, TopK):
+            raise ValueError(
+                "objective.temperature must be 1: a teacher's tail is known at temperature 1 alone."
+            )
+        else:
+            view = _View(student / warmth, teacher / warmth, self._fused)
         if weights.token_weight:
             more, by_parameters = self._token(view, weights.token_weight / counts.token, stats)
             loss += more
@@ -122,7 +132,7 @@ class Objective(nn.Module):
         return scale * stats["policy"]
 
     def _span(self, view: _View, spans: Tensor, scale: float, stats: Stats) -> Tensor:
-        terms = span_terms(view.both, spans, self.settings.span.distance)
+        terms = span_terms(*view.in_place(), spans, self.settings.span.distance)
         stats["span"] = terms.gaps.sum()
         for row in (terms.first, terms.first + 1):
             view.wanted.index_add_(0, row, terms.by_pair, alpha=scale)
@@ -134,21 +144,22 @@ class Objective(nn.Module):
         if settings.token_loss != "dac_kl":
             value, by_log_q = (self._fused.whole or _by_autograd(settings))(view.both)
             stats["token"] = value.sum()
-            view.wanted.add_(by_log_q, alpha=scale)
+            view.by_class.add_(by_log_q, alpha=scale)
             return scale * stats["token"], []
         with torch.enable_grad():
             if self.clip is not None:
-                levels = self.clip.levels(view.both)
+                levels = self.clip.levels(view.both, view.tail is not None)
             else:
                 n = len(view.log_q)
                 levels = view.log_q.new_full((n,), dac.lower), view.log_q.new_full((n,), dac.upper)
-            clip = clip_of(view.both, levels, dac.quantile, dac.edge, dac.keep_target, dac.sharpness)
+            how = dac.quantile, dac.edge, dac.keep_target, dac.sharpness
+            clip = clip_of(view.both, levels, *how, view.tail)
         assert self._fused.clipped is not None
         found = clipped(view.both, clip, self._fused.clipped(view.both, clip.m))
         stats["token"] = found.divergence.sum()
         stats["lower"], stats["upper"] = (level.detach().float() for level in levels)
         stats["retained_mass"], stats["retained_classes"] = found.mass, clip.m.sum(-1)
-        view.wanted.add_(found.by_log_q, alpha=scale)
+        view.by_class.add_(found.by_log_q, alpha=scale)
         # Coverage keeps the network from clipping everything away; it depends on teacher and levels alone.
         mass = found.mass.clamp_min(1e-30)
         cost = stats["token"] - dac.coverage * mass.log().sum()
@@ -159,19 +170,40 @@ class Objective(nn.Module):
 
 
 class _View:
-    """Student and teacher at one temperature, and the gradient of log q (as if its classes were free), `wanted`."""
+    """Student and teacher at one temperature, and what the terms want of log q (as if its classes were free).
 
-    def __init__(self, student: Tensor, teacher: Tensor | None, fused: Elementwise):
-        self._to_logits = fused.to_logits
-        if teacher is None:
-            self.log_q = log_probabilities(student)
-            self.q = self.log_q.exp()
-        else:
+    log_q, q, wanted: over the vocabulary. both, by_class: over the classes that the teacher tells apart: the same, or
+    for a `TopK` those it kept and the tail, which stands for `tail` classes.
+    """
+
+    def __init__(self, student: Tensor, teacher: Tensor | TopK | None, fused: Elementwise):
+        self._to_logits, self._folded, self.tail = fused.to_logits, None, None
+        if isinstance(teacher, Tensor):
             self.both = fused.distributions(student, teacher)
             self.log_q, self.q = self.both.log_q, self.both.q
-        self.wanted = torch.zeros_like(self.log_q)
+        else:
+            self.log_q = log_probabilities(student)
+            self.q = self.log_q.exp()
+        self.wanted = self.by_class = torch.zeros_like(self.log_q)
+        if isinstance(teacher, TopK):
+            self._ids, self._folded = teacher.ids, fold_logs(self.log_q, teacher.ids)
+            self.both = fused.distributions(self._folded.logs, teacher.log_p)
+            self.tail, self.by_class = (
+                student.shape[1] - teacher.ids.shape[1],
+                torch.zeros_like(self.both.log_q),
+            )
+
+    def in_place(self) -> tuple[Tensor, Tensor]:
+        """p and q over the vocabulary: the classes that were kept, where they belong, and 0 for all else."""
+        p, q = self.both.p, self.both.q
+        if self._folded is None:
+            return p, q
+        p, q = (torch.zeros_like(self.q).scatter_(1, self._ids, each[:, :-1]) for each in (p, q))
+        return p, q
 
     def by_logits(self) -> Tensor:
+        if self._folded is not None:
+            self.wanted += unfold(self.by_class, self._ids, self._folded.share)
         return self._to_logits(self.wanted, self.log_q, self.q)
 
 
@@ -253,7 +285,7 @@ def batch_loss(
         block_loss,
         projection_of(head, hidden, trains=True, exact=exact),
         hidden,
-        source_of(signal, exact=exact) if signal is not None else None,
+        source_of(signal, hidden.device, exact=exact) if signal is not None else None,
         [Block(each.start, each.stop, each.distill) for each in slices],
         objective.settings.chunk_size,
         list(objective.parameters()),

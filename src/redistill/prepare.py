@@ -29,6 +29,7 @@ from redistill.models import (
 from redistill.sample import Example, Sample
 from redistill.student import prune_layers, select_layers
 from redistill.teacher_answers import with_teacher_answers
+from redistill.teachers.cached import CachedTeacher
 from redistill.trainer import DistillTrainer
 
 log = logging.getLogger(__name__)
@@ -48,14 +49,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a `DistillTrainer` needs, over one vocabulary."""
+    """Everything a `DistillTrainer` needs, over one vocabulary. teacher: None where the cache is all that is needed.
+    cache: what is trained from in its place."""
 
     student: PreTrainedModel
-    teacher: PreTrainedModel
+    teacher: PreTrainedModel | None
     tokenizer: PreTrainedTokenizerBase
     train: Split
     heldout: Split
     evaluation: Split
+    cache: CachedTeacher | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -69,23 +72,50 @@ def prepare(config: Config) -> Prepared:
     evaluation = load_evaluation(config, tokenizer, heldout)
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
     device = "cpu" if config.training.get("use_cpu") else best_device()
-    teacher = load_model(
+    cache = None if settings.cache is None else CachedTeacher(Path(settings.cache))
+    teacher = load_teacher(config, device) if cache is None or _asks_beside_cache(config) else None
+    student = load_student(config, teacher, tokenizer, train.samples, device)
+    rows = teacher if cache is None or teacher is not None else cache.vocabulary
+    assert rows is not None
+    vocabulary = shared_vocabulary(tokenizer, tokenizer, student, rows)
+    for model in filter(None, (student, teacher)):
+        check_forward(model, vocabulary)
+    if config.data.responses == "teacher":
+        assert teacher is not None
+        eos = ends_of(tokenizer, teacher, config.data.template)
+        answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
+        train = replace(train, samples=tuple(answered))
+    if cache is not None:
+        cache.check(config, tokenizer, vocabulary, train.samples, heldout.samples)
+        # What is measured after training needs it once more.
+        teacher = teacher if "evaluation" in config.model_fields_set else None
+    sizes = [parameter_count(model) for model in (student, teacher) if model is not None]
+    log.info("parameters of the student, and of the teacher where it stays loaded: %s", sizes)
+    return Prepared(student, teacher, tokenizer, train, heldout, evaluation, cache)
+
+
+def _asks_beside_cache(config: Config) -> bool:
+    """Whether a recipe with a cache asks for the model too: before or after training, where no cache can answer."""
+    asked = {
+        "student.prune": config.student.prune is not None,
+        "data.responses: teacher": config.data.responses == "teacher",
+        "the section evaluation": "evaluation" in config.model_fields_set,
+    }
+    if why := [name for name, wanted in asked.items() if wanted]:
+        log.warning("the teacher's model is loaded beside its cache, for %s", " and ".join(why))
+    return bool(why)
+
+
+def load_teacher(config: Config, device: str) -> PreTrainedModel:
+    """The model that the recipe learns from."""
+    settings = config.teacher
+    return load_model(
         settings.model_name_or_path,
         dtype=settings.dtype,
         revision=settings.model_revision,
         attn_implementation=settings.attn_implementation,
         device=device,
     )
-    student = load_student(config, teacher, tokenizer, train.samples)
-    vocabulary = shared_vocabulary(tokenizer, tokenizer, student, teacher)
-    for model in (student, teacher):
-        check_forward(model, vocabulary)
-    if config.data.responses == "teacher":
-        eos = ends_of(tokenizer, teacher, config.data.template)
-        answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
-        train = replace(train, samples=tuple(answered))
-    log.info("student %s parameters, teacher %s", parameter_count(student), parameter_count(teacher))
-    return Prepared(student, teacher, tokenizer, train, heldout, evaluation)
 
 
 def in_folder(config: Config, folder: Path) -> Config:
@@ -101,9 +131,11 @@ def trainer_of(
     new_clock: Callable[[], Clock] = Clock,
 ) -> DistillTrainer:
     """The trainer of what was prepared, without the engine's own printer; `config` is one of `in_folder`."""
+    teacher = prepared.cache or prepared.teacher
+    assert teacher is not None
     trainer = DistillTrainer(
         prepared.student,
-        prepared.teacher,
+        teacher,
         config,
         prepared.tokenizer,
         prepared.train.samples,
@@ -116,11 +148,17 @@ def trainer_of(
 
 
 def load_student(
-    config: Config, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]
+    config: Config,
+    teacher: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    device: str,
 ) -> PreTrainedModel:
-    """The student as the recipe says, beside the teacher: loaded, or pruned from it; with LoRA where set."""
+    """The student as the recipe says, on `device`: loaded, or pruned from the teacher, which must be there for that;
+    with LoRA where set."""
     settings = config.student
     if settings.prune is not None:
+        assert teacher is not None
         prompts = [s.prompt + s.response for s in samples[: settings.prune.prompts]]
         keep = settings.prune.keep
         # Near ties may fall either way: one rank decides.
@@ -134,10 +172,10 @@ def load_student(
             dtype=settings.dtype,
             revision=settings.model_revision,
             attn_implementation=settings.attn_implementation,
-            device=str(teacher.device),
+            device=device,
         )
         own = load_tokenizer(settings.model_name_or_path, settings.model_revision)
-        shared_vocabulary(own, tokenizer, student, teacher)
+        shared_vocabulary(own, tokenizer, student, student if teacher is None else teacher)
     if settings.lora is None:
         return student
     # peft's wrapper answers to everything that the engine and we ask of a model.

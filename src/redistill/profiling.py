@@ -121,7 +121,7 @@ def profile(config: Config, steps: int = 3) -> Profile:
         folder = Path(name)
         config = _quiet(config, folder, NOT_COUNTED + steps)
         prepared = prepare(config)
-        device = prepared.teacher.device
+        device = prepared.student.device
         seconds, peaks = _steps(config, prepared, folder / "timed", lambda: PeakMemory(device))
         # Trainer and optimizer hold each other, and would lie beside the next.
         gc.collect()

@@ -33,30 +33,29 @@ def projection_of(head: Head, like: Tensor, *, trains: bool, exact: bool = True)
     return (_Linear if linear else _Module)(head, like, trains, exact)
 
 
-def source_of(signal: Signal, *, exact: bool = True) -> Source:
-    """A teacher's signal as the loss reads it. exact: see `projection_of`."""
+def source_of(signal: Signal, device: torch.device, *, exact: bool = True) -> Source:
+    """A teacher's signal as the loss reads it on `device`. exact: see `projection_of`."""
     if not isinstance(signal, Hidden):
-        return _Given(signal)
-    return Projected(projection_of(signal.head, signal.hidden, trains=False, exact=exact), signal.hidden)
+        return _Given(signal.to(device))
+    projection = projection_of(signal.head, signal.hidden, trains=False, exact=exact)
+    return _Projected(projection, signal.hidden, device)
 
 
-class Projected:
-    """Logits of hidden states, as a `Source`."""
+class _Projected:
+    """Logits of hidden states. The model may lie elsewhere than the loss."""
 
-    def __init__(self, projection: Projection, hidden: Tensor):
-        self._projection, self._hidden = projection, hidden
+    def __init__(self, projection: Projection, hidden: Tensor, device: torch.device):
+        self._projection, self._hidden, self._device = projection, hidden, device
 
     def slab(self, rows: slice) -> Tensor:
-        """All columns of some rows at once."""
         return self._projection.project(self._hidden[rows])
 
     def block(self, slab: Tensor, rows: slice) -> Tensor:
-        """Scaled and capped, where the model does so."""
-        return self._projection.logits(slab[rows])
+        return self._projection.logits(slab[rows]).to(self._device)
 
 
 class _Given:
-    """What is there already, as a `Source`."""
+    """What is there already."""
 
     def __init__(self, signal: Tensor | TopK):
         self._signal = signal

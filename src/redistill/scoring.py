@@ -154,12 +154,13 @@ def _beside(
     theirs: Tensor | TopK, log_q: Tensor, said: Tensor, uniform: Tensor, how: Sampling
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KL, the teacher's token and its log-likelihood of what was said; over the classes that it tells apart."""
+    theirs = theirs.to(log_q.device)
     if isinstance(theirs, TopK):
         log_p, log_q, classes = theirs.log_p, fold(log_q, theirs.ids), theirs.class_of(said)
         # The tail is no token.
         token = theirs.ids.gather(-1, sample(log_p[:, :-1], uniform, how)[:, None]).squeeze(-1)
     else:
-        logits = theirs.to(log_q.device).float()
+        logits = theirs.float()
         log_p, classes, token = logits.log_softmax(dim=-1), said[:, None], sample(logits, uniform, how)
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
     return kl, token, log_p.gather(-1, classes).squeeze(-1)

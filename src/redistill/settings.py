@@ -85,6 +85,9 @@ class TeacherSettings(ModelSettings):
 
     model_name_or_path: Text
     """Hub id or folder."""
+    cache: Text | None = None
+    """Folder of what the teacher says of the data, written by `redistill cache-teacher`: training reads it in the
+    model's place; null: none."""
 
 
 class DataSettings(Settings):

@@ -16,7 +16,7 @@ import typer
 from redistill import ranks
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
-from redistill.cli.training import demo, estimate, export, profile, prune, train
+from redistill.cli.training import cache_teacher, demo, estimate, export, profile, prune, train
 
 app = typer.Typer(
     name="redistill",
@@ -27,7 +27,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (demo, train, estimate, profile, prune, evaluate, judge, compare, revise, export):
+for command in (
+    demo,
+    train,
+    cache_teacher,
+    estimate,
+    profile,
+    prune,
+    evaluate,
+    judge,
+    compare,
+    revise,
+    export,
+):
     app.command()(command)
 app.command(hidden=True)(compare_run)
 
@@ -85,7 +97,7 @@ def main() -> None:
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"the disk is full ({problem.filename or 'while saving'}): the last checkpoint is whole; "
+        _fail(f"the disk is full ({problem.filename or 'while saving'}): what was saved before is whole; "
               "make room and run the same command again", 1)  # fmt: skip
     except RuntimeError as problem:
         if type(problem).__name__ not in ("NotFinite", "OutOfMemory", "LostRank"):

@@ -1,4 +1,5 @@
-"""The commands that make a student: demo, train, prune, export; and what a training step costs: estimate, profile."""
+"""The commands that make a student: demo, train, prune, export; and what is around them: cache-teacher, estimate,
+profile."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from redistill.cli.options import Dtype, Output, Set, Template, terminal
+from redistill.cli.options import BatchSize, Dtype, Output, Set, Template, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +89,32 @@ def estimate(
         console.print(savers_table(found))
     console.print(estimate_text(found), markup=False, highlight=False, soft_wrap=True)
     _write(json_, found.record())
+
+
+def cache_teacher(
+    recipe: Recipe,
+    output: Annotated[
+        Path | None, typer.Argument(help="Folder for the cache; the recipe's teacher.cache if left out.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Ids kept at each token; all else is one outcome.")] = 128,
+    batch_size: BatchSize = 8,
+    set_: Set = None,
+) -> None:
+    """Write what the teacher says of RECIPE.yaml's data, so that training needs no teacher; goes on if broken off."""
+    from redistill.caching import cache_teacher as write_cache
+
+    console = terminal()
+    config = _config(recipe, set_, None, console)
+    folder = output or (Path(config.teacher.cache) if config.teacher.cache else None)
+    if folder is None:
+        raise ValueError(f"name a folder for the cache: redistill cache-teacher {recipe} FOLDER.")
+    found = write_cache(config, folder, console, k=top_k, batch_size=batch_size)
+    console.print(
+        f"{folder} holds {found.rows} responses of {found.positions} tokens, {found.bytes / 1e6:.1f} MB; "
+        f"{found.new} of them are new. Train with --set teacher.cache={folder} --set rollout.lmbda=0.",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def profile(

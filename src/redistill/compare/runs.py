@@ -25,8 +25,8 @@ from redistill.compare.plan import Plan
 from redistill.compare.search import Found, Point
 from redistill.config import Config
 from redistill.measure import Request
-from redistill.models import load_model, load_tokenizer
-from redistill.prepare import load_split, load_student
+from redistill.models import load_tokenizer
+from redistill.prepare import load_split, load_student, load_teacher
 from redistill.runlog import read, write_whole
 
 
@@ -104,13 +104,11 @@ def start_of(config: Config, output: Path) -> str:
         samples = load_split(
             config, tokenizer, config.data.path, config.data.split, config.data.limit
         ).samples
-        teacher = load_model(
-            config.teacher.model_name_or_path,
-            dtype=config.teacher.dtype,
-            revision=config.teacher.model_revision,
-        )
+        teacher = load_teacher(config, "cpu")
         whole = config.student.model_copy(update={"lora": None})
-        student = load_student(config.model_copy(update={"student": whole}), teacher, tokenizer, samples)
+        student = load_student(
+            config.model_copy(update={"student": whole}), teacher, tokenizer, samples, "cpu"
+        )
         save_model(student, tokenizer, folder)
     return str(folder)
 

@@ -48,18 +48,21 @@ class ClipNetwork(nn.Module):
         """
         return self.levels(distributions(student_logits, teacher_logits))
 
-    def levels(self, both: Distributions) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """`forward`, from what else is made of the logits too."""
-        features = self._features(both)
+    def levels(
+        self, both: Distributions, tail: bool = False
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """`forward`, from what else is made of the logits too. tail: the last class is several, not one to see."""
+        features = self._features(both, tail)
         raw = self.outer(nn.functional.silu(self.inner(features.to(self.inner.weight.dtype)))).double()
         below, above = (0.5 * (raw + torch.sqrt(raw.square() + self.BEND**2))).unbind(-1)
         whole = 1 + below + above
         return below / whole, (1 + below) / whole
 
     @torch.no_grad()
-    def _features(self, both: Distributions) -> Tensor:
-        k = min(self.top_k, both.p.shape[1])
-        top_p, ids = top_classes(both.log_p, k)
+    def _features(self, both: Distributions, tail: bool) -> Tensor:
+        classes = both.p.shape[1] - tail
+        k = min(self.top_k, classes)
+        top_p, ids = top_classes(both.log_p[:, :classes], k)
         top_q = both.log_q.gather(1, ids)
         entropies, tails, tops = [], [], []
         for logs, probabilities, top in ((both.log_p, both.p, top_p), (both.log_q, both.q, top_q)):

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from redistill.losses.divergences import Distributions, check_logits, distributions, to_logits
 from redistill.losses.f_divergences import FDivergence, forward_kl_parts
-from redistill.losses.quantile import Quantile, find_blocks, top_classes
+from redistill.losses.quantile import Quantile, class_sizes, find_blocks, top_classes
 
 Rest = Literal["bucket", "drop", "renormalize"]
 Edge = Literal["exact", "sigmoid"]
 Logits = Float[Tensor, "N V"]
 PerToken = Float[Tensor, " N"]
+Levels = tuple[PerToken, PerToken]
 
 _TINY = torch.finfo(torch.float32).tiny
 _LEAST = 1e-30  # a kept mass that one may divide by: smaller is nothing kept
@@ -145,16 +146,17 @@ def dac_terms(
 
 def clip_of(
     both: Distributions,
-    levels: tuple[PerToken, PerToken],
+    levels: Levels,
     quantile: Quantile = "mass",
     edge: Edge = "exact",
     keep_target: bool = True,
     sharpness: float = 4.0,
+    tail: int | None = None,
 ) -> Clip:
-    """m for checked levels (lower, upper); the rest as in `dac_kl`."""
+    """m for checked levels (lower, upper); tail: see `find_blocks`; the rest as in `dac_kl`."""
     if edge == "exact":
-        return _exact_clip(both.p, levels, quantile, keep_target)
-    return _sigmoid_clip(both.log_p, levels, quantile, keep_target, sharpness)
+        return _exact_clip(both.p, levels, quantile, keep_target, tail)
+    return _sigmoid_clip(both.log_p, levels, quantile, keep_target, sharpness, tail)
 
 
 def _check_levels(lower: Tensor, upper: Tensor, n: int) -> None:
@@ -170,9 +172,10 @@ def _check_levels(lower: Tensor, upper: Tensor, n: int) -> None:
         )
 
 
-def _exact_clip(p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool) -> Clip:
+def _exact_clip(p: Tensor, levels: Levels, quantile: Quantile, keep_target: bool, tail: int | None) -> Clip:
     """What moves are the classes at the two edges."""
-    low, high = find_blocks(p, levels, quantile)
+    low, high = find_blocks(p, levels, quantile, tail)
+    p = p if tail is None else p / class_sizes(p, tail).clamp(min=1)
     m = ((p >= low.value[:, None]) & (p <= high.value[:, None])).float()
     row, column = torch.cat((low.row, high.row)), torch.cat((low.column, high.column))
     # Both edges can cut one and the same block: each takes its own part away from 1.
@@ -188,11 +191,14 @@ def _exact_clip(p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, ke
 
 
 def _sigmoid_clip(
-    log_p: Tensor, levels: tuple[Tensor, Tensor], quantile: Quantile, keep_target: bool, sharpness: float
+    log_p: Tensor, levels: Levels, quantile: Quantile, keep_target: bool, sharpness: float, tail: int | None
 ) -> Clip:
     """Every entry moves."""
-    ascending, _ = log_p.sort(-1)
-    width = ascending.exp() if quantile == "mass" else torch.full_like(ascending, 1 / log_p.shape[1])
+    sizes = class_sizes(log_p, tail)
+    log_p = log_p - sizes.clamp(min=1).log()
+    ascending, order = log_p.sort(-1)
+    sizes = sizes.expand_as(order).gather(1, order)
+    width = sizes * (ascending.exp() if quantile == "mass" else 1 / sizes.sum(-1, keepdim=True))
     end = width.cumsum(-1)
     logs = ascending.clamp(min=math.log(_TINY))
 

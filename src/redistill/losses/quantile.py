@@ -53,22 +53,36 @@ def top_classes(values: Float[Tensor, "N V"], k: int) -> tuple[Float[Tensor, "N 
     return top, torch.where(group < k, inner, (groups - k) * _GROUP + place)
 
 
+def class_sizes(p: Float[Tensor, "N V"], tail: int | None) -> Int[Tensor, "1 V"]:
+    """How many classes of the vocabulary each column stands for: one, but `tail` (if not None) in the last column."""
+    sizes = torch.ones(1, p.shape[1], dtype=torch.long, device=p.device)
+    if tail is not None:
+        sizes[:, -1] = tail
+    return sizes
+
+
 def find_blocks(
-    p: Float[Tensor, "N V"], levels: tuple[Float[Tensor, " N"], ...], quantile: Quantile
+    p: Float[Tensor, "N V"],
+    levels: tuple[Float[Tensor, " N"], ...],
+    quantile: Quantile,
+    tail: int | None = None,
 ) -> list[Block]:
     """The block of each level, for fp32 probabilities `p` (not differentiated).
 
     `quantile="mass"`: a class is as long as its probability; `"rank"`: every class is 1 / V long.
+    tail: the last column stands for so many classes of the vocabulary together. It has its place on the axis by their
+    mean probability, which is also what `value` is compared with.
     A radix search: the bit patterns of fp32 numbers from 0 to 1 have 30 bits and order like the numbers, so the
     block's value is found 12, 9 and 9 bits at a time, each time adding up lengths per digit. Only the first step
     reads all of V.
     """
-    bits = p.contiguous().view(torch.int32)
+    sizes = class_sizes(p, tail)
+    bits = (p if tail is None else p / sizes.clamp(min=1)).contiguous().view(torch.int32)
     digit = (bits >> 18).bitwise_and_(0x1FFF).long()
     if quantile == "mass":
         length = (p * float(_ONE)).long()
     else:
-        length = torch.full((1, 1), _ONE // max(p.shape[1], 1), device=p.device).expand(p.shape)
+        length = (sizes * (_ONE // max(int(sizes.sum()), 1))).expand(p.shape)
     # Half of the bins are for what is no number: it shall not be an index that does not exist.
     bins = torch.zeros(len(p), 8192, dtype=torch.long, device=p.device).scatter_add_(1, digit, length)
     return [_find_block(bits, length, digit, bins, level) for level in levels]

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from redistill.losses.divergences import Distributions, check_logits
+from redistill.losses.divergences import check_logits
 
 Distance = Literal["norm", "squared", "cosine"]
 
@@ -62,12 +62,18 @@ class SpanTerms(NamedTuple):
 
 
 @torch.no_grad()
-def span_terms(both: Distributions, span_ids: Int[Tensor, " N"], distance: Distance = "norm") -> SpanTerms:
-    """`span_correlation` with its gradient in closed form: dc_q/dlog q is c_q, for both rows of a pair."""
+def span_terms(
+    p: Float[Tensor, "N V"],
+    q: Float[Tensor, "N V"],
+    span_ids: Int[Tensor, " N"],
+    distance: Distance = "norm",
+) -> SpanTerms:
+    """`span_correlation` of probabilities, with its gradient in closed form: dc_q/dlog q is c_q, for both rows of a
+    pair."""
     rows, linked, span, sizes = _pairs(span_ids)
     first = rows[:-1][linked]
     second = first + 1
-    c_p, c_q = both.p[first].mul_(both.p[second]), both.q[first].mul_(both.q[second])
+    c_p, c_q = p[first].mul_(p[second]), q[first].mul_(q[second])
     if distance == "cosine":
         with torch.enable_grad():
             leaf = c_q.requires_grad_()

@@ -43,6 +43,6 @@ def fold_logs(log_q: Float[Tensor, "N V"], ids: Int[Tensor, "N k"]) -> Folded:
 
 
 def unfold(by_logs: Float[Tensor, "N C"], ids: Int[Tensor, "N k"], share: Tensor) -> Float[Tensor, "N V"]:
-    """The gradient for log q, of that for the folded logs: the tail's goes to its classes by their share. In the
-    place of `share`."""
+    """The gradient for log q, of that for the folded logs: the tail's goes to its classes by their share, in the
+    place of which it stands."""
     return share.mul_(by_logs[:, -1:]).scatter_add_(1, ids, by_logs[:, :-1])

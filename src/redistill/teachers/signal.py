@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class TopK:
 
     def __getitem__(self, rows: slice) -> TopK:
         return TopK(self.ids[rows], self.log_p[rows])
+
+    def to(self, device: torch.device) -> TopK:
+        """The same on `device`."""
+        return TopK(self.ids.to(device), self.log_p.to(device))
 
     def class_of(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, "N 1"]:
         """The column of `log_p` that each token belongs to."""
@@ -69,7 +74,7 @@ class Teacher(Protocol):
     def model(self) -> PreTrainedModel | None: ...
 
     def signal(self, samples: Sequence[Sample]) -> Signal:
-        """Without gradient, on the device that the loss is computed on. Not called for no samples."""
+        """Without gradient, on any device. Not called for no samples."""
         ...
 
 
