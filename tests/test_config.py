@@ -25,6 +25,7 @@ data:
 """
 # What a setting needs from others to be allowed, and a value where none can be made from its type.
 NEEDS = {
+    "teacher.cache": ["rollout.lmbda=0.0"],
     "student.prune": ["student.model_name_or_path=null"],
     "rollout.schedule": ["data.eval_path=dev.jsonl"],
     "data.eval_split": ["data.path=folder"],

@@ -18,7 +18,7 @@ from redistill.evaluation.kept import fingerprint
 from redistill.evaluation.results import made_with
 from redistill.loading import best_device, load_tokenizer, output_rows
 from redistill.models import check_forward, ends_of, shared_vocabulary
-from redistill.prepare import load_heldout, load_split, load_teacher
+from redistill.prepare import bits_of, load_heldout, load_split, load_teacher
 from redistill.projection import source_of
 from redistill.runlog import alone, write_whole
 from redistill.sample import Sample
@@ -94,15 +94,16 @@ def _loaded(config: Config, k: int) -> tuple[list[Sample], Teacher, Manifest]:
     if data.responses == "teacher":
         eos = ends_of(tokenizer, model, data.template)
         train = with_teacher_answers(train, model, config, eos=eos, vocabulary=vocabulary)
+    bits = bits_of(settings)
     manifest = Manifest(
         teacher=settings.model_name_or_path,
         weights=fingerprint(model),
         vocabulary=vocabulary,
         k=min(k, vocabulary),
-        dtype=settings.dtype,
+        dtype=settings.dtype if bits is None else f"{settings.dtype}, {bits} bits",
         **text_settings(config, tokenizer),
     )
-    return [*train, *heldout], frozen(model, vocabulary, torch.device(device)), manifest
+    return [*train, *heldout], frozen(model, vocabulary, torch.device(device), settings), manifest
 
 
 def _begin(folder: Path, manifest: Manifest) -> None:

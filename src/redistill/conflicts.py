@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redistill.objective_settings import ObjectiveSettings
-from redistill.settings import RolloutSettings, TeacherSettings
+from redistill.settings import RolloutSettings, StudentSettings, TeacherSettings
 
 
 def conflicts_of_teacher(
-    teacher: TeacherSettings, rollout: RolloutSettings, objective: ObjectiveSettings
+    student: StudentSettings, teacher: TeacherSettings, rollout: RolloutSettings, objective: ObjectiveSettings
 ) -> Iterator[tuple[bool, str, str]]:
     """Whether something is wrong, the setting, and a sentence about it."""
-    cached = teacher.cache is not None
+    cached, quantized = teacher.cache is not None, teacher.load_in_8bit or teacher.load_in_4bit
+    yield (
+        teacher.load_in_8bit and teacher.load_in_4bit,
+        "teacher.load_in_8bit",
+        "teacher.load_in_8bit and teacher.load_in_4bit are both set; keep one of them.",
+    )
+    yield (
+        teacher.offload and (quantized or teacher.device_map is not None),
+        "teacher.offload",
+        "teacher.offload moves weights as they are: leave it out, or load_in_8bit, load_in_4bit and device_map.",
+    )
+    yield (
+        student.prune is not None and quantized,
+        "student.prune",
+        "no student is made of quantized layers: make one by `redistill prune`, for student.model_name_or_path.",
+    )
     yield (
         cached and rollout.lmbda > 0,
         "rollout.lmbda",

@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,11 +59,14 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     device: str = "cpu",
+    device_map: str | None = None,
+    bits: Literal[4, 8] | None = None,
 ) -> PreTrainedModel:
     """The causal language model of a folder or hub id, from safetensors, in eval mode, on `device`.
 
     dtype: one of `DTYPES`; "auto" is what the checkpoint was saved in. A folder that holds only an adapter
-    (peft) gives its base model with the adapter merged in. Raises ValueError with what to do for a missing
+    (peft) gives its base model with the adapter merged in. device_map: where its parts lie, in place of `device`.
+    bits: quantized by bitsandbytes. Raises ValueError with what to do for a missing
     folder or hub entry, for pickled weights, and for a checkpoint that leaves weights random.
     """
     from transformers import AutoModelForCausalLM
@@ -81,9 +85,15 @@ def load_model(
         return _load_merged(folder, dtype=dtype, attn_implementation=attn_implementation, device=device)
     if folder.is_dir():
         _refuse_unreadable_folder(folder)
+    placed: dict[str, Any] = {}
+    if device_map is not None or bits is not None:
+        placed["device_map"] = device_map or device
+    if bits is not None:
+        placed["quantization_config"] = _quantization(bits, dtype)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            **placed,
             dtype=dtype,
             revision=revision or "main",
             attn_implementation=attn_implementation,
@@ -104,7 +114,19 @@ def load_model(
             f"the checkpoint {str(name)!r} has no weights for {len(missing)} parts of the model "
             f"({', '.join(missing[:3])}): they would be random. Use a complete causal language model."
         )
-    return model.eval().to(device)
+    return model.eval() if placed else model.eval().to(device)
+
+
+def _quantization(bits: Literal[4, 8], dtype: str) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise ValueError('8 and 4 bits need bitsandbytes: pip install "redistill[bitsandbytes]".')
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    # QLoRA's (Dettmers et al. 2023).
+    how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
+    return BitsAndBytesConfig(load_in_4bit=True, **how)
 
 
 def _load_merged(

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from redistill import ranks
 from redistill.chat import Template, to_sample
 from redistill.clock import Clock
-from redistill.config import Config, DataSettings
+from redistill.config import Config, DataSettings, TeacherSettings
 from redistill.data import DataError, load_examples
 from redistill.hub import check_pushing
 from redistill.loading import best_device
@@ -107,15 +107,22 @@ def _asks_beside_cache(config: Config) -> bool:
 
 
 def load_teacher(config: Config, device: str) -> PreTrainedModel:
-    """The model that the recipe learns from."""
+    """The model that the recipe learns from, on `device` or wherever its settings put it."""
     settings = config.teacher
     return load_model(
         settings.model_name_or_path,
         dtype=settings.dtype,
         revision=settings.model_revision,
         attn_implementation=settings.attn_implementation,
-        device=device,
+        device="cpu" if settings.offload else device,
+        device_map=settings.device_map,
+        bits=bits_of(settings),
     )
+
+
+def bits_of(teacher: TeacherSettings) -> Literal[4, 8] | None:
+    """Of a quantized teacher's weights."""
+    return 8 if teacher.load_in_8bit else 4 if teacher.load_in_4bit else None
 
 
 def in_folder(config: Config, folder: Path) -> Config:

@@ -169,8 +169,11 @@ def write(
     pair: Pair, references: Sequence[Sample], rollout: RolloutSettings, generator: torch.Generator
 ) -> list[Sample]:
     """The student's own answers to the prompts of `references`."""
-    mixed_in = pair.teacher.model if rollout.teacher_mix else None
-    partner = None if mixed_in is None else (mixed_in, rollout.teacher_mix)
+    partner = None
+    if rollout.teacher_mix:
+        if pair.teacher.model is None:
+            raise ValueError("rollout.teacher_mix needs the teacher's model in this process: set it to 0.")
+        partner = (pair.teacher.model, rollout.teacher_mix)
     how, steps = sampling(rollout), rollout.max_completion_length
     uniforms = draw_uniforms(len(references), steps, how, generator)
 

@@ -88,6 +88,15 @@ class TeacherSettings(ModelSettings):
     cache: Text | None = None
     """Folder of what the teacher says of the data, written by `redistill cache-teacher`: training reads it in the
     model's place; null: none."""
+    load_in_8bit: bool = False
+    """Weights in 8 bits, LLM.int8() (bitsandbytes, through transformers): half the memory of bfloat16."""
+    load_in_4bit: bool = False
+    """Weights in 4 bits, NF4 with quantized scales (bitsandbytes): a little over a quarter of bfloat16's memory."""
+    device_map: Text | None = None
+    """Where the layers lie: "auto", "balanced", "cpu", "cuda:1", .. (transformers); null: where the student is."""
+    offload: bool = False
+    """The weights wait in the CPU's memory and are on the student's device only while the teacher reads; the head
+    stays."""
 
 
 class DataSettings(Settings):

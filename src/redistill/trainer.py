@@ -96,7 +96,7 @@ class DistillTrainer(HubTrainer):
         self.tokenizer = processing_class
         if isinstance(teacher_model, PreTrainedModel):
             vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
-            teacher_model = frozen(teacher_model, vocabulary, args.device)
+            teacher_model = frozen(teacher_model, vocabulary, args.device, config.teacher)
         self.teacher, vocabulary = teacher_model, teacher_model.vocabulary
         ends = ends_of(processing_class, model, config.data.template)
         if not (packed := packs(model, vocabulary)):

@@ -82,7 +82,8 @@ def find_blocks(
     if quantile == "mass":
         length = (p * float(_ONE)).long()
     else:
-        length = (sizes * (_ONE // max(int(sizes.sum()), 1))).expand(p.shape)
+        whole = p.shape[1] if tail is None else p.shape[1] - 1 + tail
+        length = (sizes * (_ONE // max(whole, 1))).expand(p.shape)
     # Half of the bins are for what is no number: it shall not be an index that does not exist.
     bins = torch.zeros(len(p), 8192, dtype=torch.long, device=p.device).scatter_add_(1, digit, length)
     return [_find_block(bits, length, digit, bins, level) for level in levels]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -15,31 +16,56 @@ from redistill.generate import Decoding, answering
 from redistill.models import head_of, read_all
 from redistill.packing import lay_out, packs
 from redistill.sample import Sample
+from redistill.settings import TeacherSettings
+from redistill.teachers.offload import Offloaded
 from redistill.teachers.signal import Hidden, Teacher
 from redistill.wrapped import gather_head
 
 
 @dataclass(frozen=True)
 class LocalTeacher:
-    """model: of which the first `vocabulary` ids count. packed: whether it `packs`."""
+    """model: of which the first `vocabulary` ids count. packed: whether it `packs`. offloaded: how it comes to the
+    device where it reads, if it is not always there."""
 
     model: PreTrainedModel
     vocabulary: int
     packed: bool = False
+    offloaded: Offloaded | None = None
 
     def signal(self, samples: Sequence[Sample]) -> Hidden:
         """See `Teacher`."""
-        with answering(self.model):
-            hidden, _ = read_responses(self.model, samples, packed=self.packed)
         head = head_of(self.model, self.vocabulary)
         gather_head(head.module)
-        return Hidden(hidden, head)
+        if self.offloaded is not None:
+            head = replace(head, module=self.offloaded.head)
+        with self.there(), answering(self.model):
+            return Hidden(read_responses(self.model, samples, packed=self.packed)[0], head)
+
+    def there(self) -> AbstractContextManager[None]:
+        """The model is where it reads inside."""
+        return nullcontext() if self.offloaded is None else self.offloaded.there()
 
 
-def frozen(model: PreTrainedModel, vocabulary: int, device: torch.device) -> LocalTeacher:
-    """`model` on `device` as a teacher, which is not trained."""
-    nn.Module.to(model.eval().requires_grad_(False), device)
-    return LocalTeacher(model, vocabulary, packs(model, vocabulary))
+def frozen(
+    model: PreTrainedModel, vocabulary: int, device: torch.device, settings: TeacherSettings
+) -> LocalTeacher:
+    """`model` as a teacher, which is not trained: on `device`, or as `settings` say: there while it reads only, or
+    where it was put when it was loaded.
+
+    Raises ValueError where no device has the output layer.
+    """
+    head = head_of(model.eval().requires_grad_(False), vocabulary).module
+    if any(parameter.is_meta for parameter in head.parameters()):
+        raise ValueError(
+            "teacher.device_map leaves the teacher's output layer without a device: name one that has room for all "
+            "of the model, or use teacher.load_in_4bit, teacher.offload or teacher.cache."
+        )
+    offload = settings.offload
+    if not (offload or settings.device_map or settings.load_in_8bit or settings.load_in_4bit):
+        nn.Module.to(model, device)
+    teacher = LocalTeacher(model, vocabulary, offloaded=Offloaded(model, head, device) if offload else None)
+    with teacher.there():
+        return replace(teacher, packed=packs(model, vocabulary))
 
 
 def teacher_of(teacher: nn.Module | Teacher, vocabulary: int, packed: bool = False) -> Teacher:
