@@ -142,3 +142,14 @@ def test_halving_is_remembered_and_undone_before_each_new_attempt(given, room, t
         assert attempts == tried and undone == list(range(1, len(tried)))
         assert halving.run(given, attempt) == tried[-1] and attempts == [*tried, tried[-1]]
     assert len(caplog.records) == len(tried) - 1
+
+
+def test_one_of_several_processes_does_not_halve_alone(monkeypatch):
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+    def attempt(_):
+        raise torch.OutOfMemoryError(SAID)
+
+    with pytest.raises(OutOfMemory, match=r"in one of 2 processes: lower rollout\.batch_size"):
+        Halving("writing answers", "rollout.batch_size").run(8, attempt)

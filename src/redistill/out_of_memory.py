@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from redistill import ranks
@@ -45,7 +46,8 @@ class Halving:
     ) -> Found:
         """What `attempt(rows at once)` gives for `given` rows; `undo` takes back what a failed one left behind.
 
-        Raises OutOfMemory where one row is too much.
+        Raises OutOfMemory where one row is too much, and in one of several processes: all of them take the same
+        steps, and the others do not know.
         """
         while True:
             rows = max(min(given, self.rows or given), 1)
@@ -54,6 +56,11 @@ class Halving:
             except Exception as problem:
                 if not is_out_of_memory(problem):
                     raise
+                if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                    raise OutOfMemory(
+                        f"out of memory in {self.doing}, in one of {dist.get_world_size()} processes: lower "
+                        f"{self.setting}."
+                    ) from problem
                 if rows == 1:
                     raise OutOfMemory(
                         f"out of memory in {self.doing}, with one row at once: lower data.max_prompt_length or "

@@ -59,8 +59,14 @@ def test_a_step_now_and_then_is_left_out(place, lives):
     name = teacher_without(place, "§")
     odd = json.dumps({"instruction": "Name a § of the law.", "output": "The first."}, ensure_ascii=False)
     (place / "odd.jsonl").write_text((place / "train.jsonl").read_text() + odd + "\n")
-    settings = {"data.path": "odd.jsonl", "teacher.model_name_or_path": name, "training.max_steps": 12,
-                "rollout.lmbda": 0.0, "rollout.schedule": "constant", "training.eval_strategy": "no"}  # fmt: skip
+    settings = {
+        "data.path": "odd.jsonl",
+        "teacher.model_name_or_path": name,
+        "training.max_steps": 12,
+        "rollout.lmbda": 0.0,
+        "rollout.schedule": "constant",
+        "training.eval_strategy": "no",
+    }
     life = lives.train("now-and-then", place, settings)
     assert life.wait() == 0, life.said()
     done = lines(place / "now-and-then" / "steps.jsonl")

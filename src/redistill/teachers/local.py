@@ -35,11 +35,12 @@ class LocalTeacher:
     def signal(self, samples: Sequence[Sample]) -> Hidden:
         """See `Teacher`."""
         head = head_of(self.model, self.vocabulary)
-        gather_head(head.module)
         if self.offloaded is not None:
             head = replace(head, module=self.offloaded.head)
         with self.there(), answering(self.model):
-            return Hidden(read_responses(self.model, samples, packed=self.packed)[0], head)
+            hidden, _ = read_responses(self.model, samples, packed=self.packed)
+        gather_head(head.module)
+        return Hidden(hidden, head)
 
     def there(self) -> AbstractContextManager[None]:
         """The model is where it reads inside."""
