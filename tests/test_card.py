@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,9 +13,10 @@ from hub_stand_in import hub_stand_in
 from huggingface_hub import ModelCard
 from tiny import save_tiny
 
-from redistill.card import Made, model_card
+from redistill.card import Made, license_of, model_card
 from redistill.config import Config
 from redistill.markdown import fenced, plain_markdown
+from redistill.public import base_of
 
 RECORDS = [
     {"instruction": f"Name {n} things.", "output": f"Here are {n} things, secret-{n}."} for n in range(8)
@@ -64,11 +66,12 @@ def test_the_licence_is_the_bases_and_else_none(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     conf = config(student={"prune": {"keep": 2}}, teacher={"model_name_or_path": str(base)})
-    assert "license" not in ModelCard(model_card(made(conf))).data.to_dict()
+    assert license_of(base_of(conf)) is None
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Base\n")
-    card = ModelCard(model_card(made(conf)))
+    card = ModelCard(model_card(replace(made(conf), license=license_of(base_of(conf)))))
     assert card.data.license == "apache-2.0" and card.data.base_model is None
     (base / "README.md").write_text("---\nlicense: [a\n---\n")
+    assert license_of(str(base)) is license_of("not/there") is None  # the tests are offline
     assert "license" not in ModelCard(model_card(made(conf))).data.to_dict()
 
 

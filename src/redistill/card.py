@@ -38,13 +38,15 @@ QUESTION = "Why is the sky blue?"
 @dataclass(frozen=True)
 class Made:
     """What a card tells of. name: a hub id, or the name of the student's folder. steps: optimizer steps done.
-    student, teacher: parameters, tied weights counted once; None of a teacher that was not here."""
+    student, teacher: parameters, tied weights counted once; None of a teacher that was not here. license: the base's, as
+    `license_of` finds it."""
 
     name: str
     config: Config
     steps: int
     student: int
     teacher: int | None
+    license: str | None = None
 
 
 def model_card(made: Made, rows: Sequence[Mapping[str, Any]] = (), prompts: int = 0) -> str:
@@ -78,7 +80,7 @@ def _front_matter(made: Made, rows: Sequence[Mapping[str, Any]]) -> str:
     adapter, data = config.student.lora is not None, hub_id(config.data.path)
     results = _results(config, rows)
     known = {
-        "license": license_of(base_of(config)),
+        "license": made.license,
         "base_model": base,
         "base_model_relation": ("adapter" if adapter else "finetune") if base else None,
         "datasets": [data] if data else None,
@@ -94,12 +96,15 @@ def _front_matter(made: Made, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def license_of(name: str) -> str | None:
     """The licence that the card of the model `name` (hub id or folder) states; None where none can be read."""
-    from huggingface_hub import ModelCard
+    from huggingface_hub import HfApi, ModelCard
 
     try:
-        place = Path(name) / "README.md" if Path(name).is_dir() else hub_id(name)
-        found = ModelCard.load(place).data.get("license") if place else None
-    except (OSError, ValueError, yaml.YAMLError):
+        if Path(name).is_dir():
+            found = ModelCard.load(Path(name) / "README.md").data.get("license")
+        else:
+            data = HfApi().model_info(name, timeout=5).card_data if hub_id(name) else None
+            found = data.get("license") if data else None
+    except Exception:  # No card, no network, no such model: whatever it is, the licence is not known.
         return None
     return found if isinstance(found, str) else None
 
@@ -112,7 +117,7 @@ def _results(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[EvalResu
     data = hub_id(place)
     if data is None or not rows:
         return []
-    about = {
+    about: dict[str, Any] = {
         "task_type": "text-generation",
         "dataset_type": data,
         "dataset_name": data,

@@ -11,15 +11,16 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import PushInProgress
+from transformers.utils.hub import PushInProgress
 
 from redistill import ranks
-from redistill.card import Made, model_card
+from redistill.card import Made, license_of, model_card
 from redistill.checkpoint import save_model
 from redistill.config import Config
 from redistill.loading import first_line
@@ -80,13 +81,18 @@ class HubTrainer(WholeCheckpoints):
 
     # The model and its card
 
+    @cached_property
+    def _license(self) -> str | None:
+        return license_of(base_of(self.config))
+
     def model_card(self, rows: Sequence[Mapping[str, Any]] = (), prompts: int = 0) -> str:
         """The model card as things stand; rows, prompts: see `card.model_card`."""
         student = self.accelerator.unwrap_model(self.model)
         name = self.hub_model_id or STUDENT
         teacher = self.teacher.model
         sizes = parameter_count(student), None if teacher is None else parameter_count(teacher)
-        return model_card(Made(name, self.config, self.state.global_step, *sizes), rows, prompts)
+        made = Made(name, self.config, self.state.global_step, *sizes, self._license)
+        return model_card(made, rows, prompts)
 
     def save_student(self, folder: Path) -> None:
         """The student as a plain Hugging Face folder with tokenizer and card, whole or not there. The first rank
@@ -175,8 +181,11 @@ class HubTrainer(WholeCheckpoints):
             shutil.rmtree(staged, ignore_errors=True)
 
         job.add_done_callback(done)
-        earlier = self.push_in_progress.jobs if under_way and self.push_in_progress else []
-        self.push_in_progress = PushInProgress([*earlier, job])
+        # Of a type that its own class does not tell.
+        jobs: Any = [job]
+        if under_way and self.push_in_progress is not None:
+            jobs += self.push_in_progress.jobs
+        self.push_in_progress = PushInProgress(jobs)
 
 
 def link_model(checkpoint: Path, target: Path) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from redistill import ranks
@@ -56,20 +55,15 @@ class Halving:
             except Exception as problem:
                 if not is_out_of_memory(problem):
                     raise
-                if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                if ranks.size() > 1:
                     raise OutOfMemory(
-                        f"out of memory in {self.doing}, in one of {dist.get_world_size()} processes: lower "
-                        f"{self.setting}."
+                        f"out of memory in {self.doing}, in one of {ranks.size()} processes: lower {self.setting}; the "
+                        "last checkpoint is whole."
                     ) from problem
                 if rows == 1:
                     raise OutOfMemory(
                         f"out of memory in {self.doing}, with one row at once: lower data.max_prompt_length or "
                         "rollout.max_completion_length, or (for the loss) objective.chunk_size."
-                    ) from problem
-                if ranks.size() > 1:  # the others are waiting for this attempt
-                    raise OutOfMemory(
-                        f"out of memory in {self.doing} with {rows} rows at once: lower {self.setting}; the last "
-                        "checkpoint is whole. Only a run of one process halves them by itself."
                     ) from problem
             # Only here, with the error gone, is what its frames held given back.
             undo()

@@ -18,7 +18,7 @@ def write_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
     It loads like any model where torchao is installed.
     """
-    from torchao.quantization import Int8WeightOnlyConfig
+    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
     from transformers import TorchAoConfig
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as place, quiet_loading():

@@ -14,7 +14,8 @@ from redistill.export.check import Logits
 def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     """`model.onnx` with its weights beside it: input_ids and attention_mask [rows, T] -> logits [rows, T, V], fp32,
     any number of rows and tokens, no key/value cache. With the tokenizer."""
-    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     # Two rows and a few tokens: an axis of one would be taken for a constant.
     ids = torch.arange(16).view(2, 8) % model.config.vocab_size
@@ -31,7 +32,7 @@ def write_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 def read_onnx(path: Path) -> Logits:
     """The graph in ONNX Runtime, on the CPU."""
     import numpy
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
