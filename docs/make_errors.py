@@ -108,7 +108,7 @@ def _messages(tree: ast.Module) -> Iterator[str]:
     for node, least in _texts(tree, 4):
         for template in _templates(node):
             said = re.sub(r"\0.*?\0", " ", template)
-            if sum(word[:1].isalpha() for word in said.split()) >= least:
+            if len(re.findall(r"(?<![\w.'-])[A-Za-z]{2,}(?![\w='-]|\.\w)", said)) >= least:
                 yield _markdown(" ".join(template.split()))
 
 
