@@ -38,8 +38,8 @@ QUESTION = "Why is the sky blue?"
 @dataclass(frozen=True)
 class Made:
     """What a card tells of. name: a hub id, or the name of the student's folder. steps: optimizer steps done.
-    student, teacher: parameters, tied weights counted once; None of a teacher that was not here. license: the base's, as
-    `license_of` finds it."""
+    student, teacher: parameters, tied weights counted once; None of a teacher that was not here. license: the base's,
+    as `license_of` finds it."""
 
     name: str
     config: Config

@@ -57,8 +57,7 @@ class Halving:
                     raise
                 if ranks.size() > 1:
                     raise OutOfMemory(
-                        f"out of memory in {self.doing}, in one of {ranks.size()} processes: lower {self.setting}; the "
-                        "last checkpoint is whole."
+                        f"out of memory in {self.doing}, in one of {ranks.size()} processes: lower {self.setting}."
                     ) from problem
                 if rows == 1:
                     raise OutOfMemory(
