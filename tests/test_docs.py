@@ -14,6 +14,7 @@ from tiny import tiny_llama, tiny_tokenizer
 from redistill import DistillTrainer, Sample
 from redistill.config import Config, load_config
 from redistill.config_faults import setting_names
+from redistill.evaluation.gains import Gain
 from redistill.evaluation.results import write_results
 from redistill.evaluation.score import EvaluationRow
 from redistill.records import to_example
@@ -99,10 +100,11 @@ def test_the_settings_page_is_what_the_code_gives():
 
 def test_every_key_of_a_run_folder_is_described_and_no_other(tmp_path):
     train_two_steps(tmp_path)
-    for name in ("steps", "revisions", "evaluations"):
+    for name in ("steps", "revisions", "evaluations", "views"):
         records = list(read(tmp_path / f"{name}.jsonl"))
         assert records
-        assert keys_under(f"## `{name}.jsonl`") == set().union(*records)
+        inner = [position for record in records for position in record.get("positions", ())]
+        assert keys_under(f"## `{name}.jsonl`") == set().union(*records, *inner)
     state = json.loads((tmp_path / "checkpoint-2" / "redistill.json").read_text())
     written = {*state, *state["schedule"], *state["buffer"][0]}
     assert keys_under("### `redistill.json`") == written
@@ -117,7 +119,7 @@ def test_every_key_of_the_results_is_described_and_no_other(tmp_path):
     row = EvaluationRow("a", 1, *[None] * 6)
     write_results(tmp_path / "results.json", [row], seeds=[1], seconds=1.0, peak_memory_bytes=1, seed=0)
     written = set(json.loads((tmp_path / "results.json").read_text()))
-    columns = {field.name for field in dataclasses.fields(EvaluationRow)}
+    columns = {field.name for each in (EvaluationRow, Gain) for field in dataclasses.fields(each)}
     assert keys_under("## `results.json`") == written | columns
 
 

@@ -54,6 +54,7 @@ ORDER = [
     "projection",
     "fused",
     "objective",
+    "views",
     "steplog",
     "runlog",
     "budget",
@@ -82,6 +83,7 @@ ORDER = [
     "export",
     "compare",
     "demo",
+    "report",
     "cli",
 ]
 
@@ -124,6 +126,9 @@ def test_file(path: Path):
         if module.startswith("redistill."):
             other = module.split(".")[1]
             assert other == own or ORDER.index(other) < ORDER.index(own), f"{own} imports {other}"
+    if own == "report":
+        ours = {module.split(".")[1] for module in imports(path) if module.startswith("redistill.")}
+        assert ours <= {"report", "runlog"}, "the page is a reader of the run folder"
     if own == "losses":
         allowed = {"torch", "jaxtyping", "redistill", "__future__", "typing", "collections", "math"}
         assert {module.split(".")[0] for module in imports(path)} <= allowed

@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from redistill import ranks
+from redistill.views import Pair, choose, due, view
+
 # Entries of the engine's own log that are kept, in memory and in every checkpoint; all of them are in steps.jsonl.
 KEPT_LOGS = 500
 
@@ -16,6 +19,7 @@ class Hooks(TrainerCallback):
 
     def __init__(self, trainer: Any):
         self.trainer, self._optimizing = trainer, ExitStack()
+        self._begun_at = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.run_log.rewind(state.global_step)
@@ -23,6 +27,9 @@ class Hooks(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         del state.log_history[:-KEPT_LOGS]
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun_at = self.trainer.progress()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._optimizing.enter_context(self.trainer.clock.phase("optimizer"))
@@ -33,9 +40,25 @@ class Hooks(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.after_step()
+        if due(self._begun_at, self.trainer.progress()):
+            self._look(state.global_step)
         if self.trainer.spending.bounded:
             # The engine's own step of the schedule came before this step's cost was known.
             scheduler: Any = self.trainer.lr_scheduler
             scheduler.step()
             if self.trainer.progress() >= 1:
                 control.should_training_stop = control.should_save = True
+
+    def _look(self, step: int) -> None:
+        """One answer of the step, seen closely by the first rank; it cannot read sharded models alone."""
+        trainer = self.trainer
+        if not ranks.is_first() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            return
+        row = choose([row for batch in trainer._step.batches for row in batch["rows"]], step)
+        if row is None:
+            return
+        pair = Pair(trainer.pair.student, trainer.teacher, trainer.pair.vocabulary)
+        with trainer.accelerator.autocast():
+            seen = view(row.sample, row.spans(), pair, trainer.objective, trainer.tokenizer)
+        if seen is not None:
+            trainer.run_log.append("views", {"step": step, **seen})

@@ -15,6 +15,7 @@ from redistill.config import Config
 from redistill.console import CountDisplay
 from redistill.data import load_examples
 from redistill.evaluation.answers import read_answers
+from redistill.evaluation.gains import gains
 from redistill.evaluation.harness import evaluate_model
 from redistill.evaluation.kept import Keep, OnOther
 from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
@@ -239,6 +240,7 @@ class Bench:
     def finish(self, earlier: list[EvaluationRow], *, steps: int, seconds: float) -> list[EvaluationRow]:
         """Measure the trained student, write results.json, and return all rows."""
         rows = [*earlier, self.row("student after")]
+        differences = gains(self.folder, "student after", "student before")
         write_results(
             self.folder / "results.json",
             rows,
@@ -246,6 +248,7 @@ class Bench:
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             template=self.config.data.template,
+            differences=[asdict(each) for each in differences],
             steps=steps,
             seed=self.config.training.get("seed", 42),
         )

@@ -33,7 +33,7 @@ from redistill.losses import (
     total_variation,
 )
 from redistill.losses.chunked import Block, Part, Stats, chunked
-from redistill.losses.dac_kl import clip_of, clipped
+from redistill.losses.dac_kl import Clip, clip_of, clipped
 from redistill.losses.divergences import Distributions, log_probabilities
 from redistill.losses.span_correlation import span_terms
 from redistill.losses.truncated import fold_logs, unfold
@@ -50,6 +50,15 @@ class Written(NamedTuple):
 
     behaviour: Tensor
     advantages: Tensor
+
+
+class Clipping(NamedTuple):
+    """`lower`, `upper` and `divergence` (nats), [n] each, and the mask `m` [n, V]."""
+
+    lower: Tensor
+    upper: Tensor
+    m: Tensor
+    divergence: Tensor
 
 
 class Objective(nn.Module):
@@ -147,13 +156,7 @@ class Objective(nn.Module):
             view.by_class.add_(by_log_q, alpha=scale)
             return scale * stats["token"], []
         with torch.enable_grad():
-            if self.clip is not None:
-                levels = self.clip.levels(view.both, view.tail is not None)
-            else:
-                n = len(view.log_q)
-                levels = view.log_q.new_full((n,), dac.lower), view.log_q.new_full((n,), dac.upper)
-            how = dac.quantile, dac.edge, dac.keep_target, dac.sharpness
-            clip = clip_of(view.both, levels, *how, view.tail)
+            levels, clip = self._levels_and_clip(view.both, view.tail)
         assert self._fused.clipped is not None
         found = clipped(view.both, clip, self._fused.clipped(view.both, clip.m))
         stats["token"] = found.divergence.sum()
@@ -167,6 +170,24 @@ class Objective(nn.Module):
             return scale * cost, []
         by_moving = found.by_moving - dac.coverage * found.mass_by_moving / mass[clip.row]
         return scale * cost, torch.autograd.grad(clip.moving, list(self.clip.parameters()), scale * by_moving)
+
+    def _levels_and_clip(
+        self, both: Distributions, tail: int | None = None
+    ) -> tuple[tuple[Tensor, Tensor], Clip]:
+        """The quantile levels, [n] each, and what they keep. tail: of how many classes the last one is made."""
+        dac, n = self.settings.dac, len(both.log_q)
+        fixed = both.log_q.new_full((n,), dac.lower), both.log_q.new_full((n,), dac.upper)
+        levels = fixed if self.clip is None else self.clip.levels(both, tail is not None)
+        return levels, clip_of(both, levels, dac.quantile, dac.edge, dac.keep_target, dac.sharpness, tail)
+
+    @torch.no_grad()
+    def clipping(self, both: Distributions) -> Clipping | None:
+        """How DAC-KL sees some positions; None where it is not the token loss."""
+        if self.settings.token_loss != "dac_kl" or not self.settings.token_weight:
+            return None
+        (lower, upper), clip = self._levels_and_clip(both)
+        assert self._fused.clipped is not None
+        return Clipping(lower, upper, clip.m, self._fused.clipped(both, clip.m).divergence)
 
 
 class _View:

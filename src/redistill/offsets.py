@@ -28,6 +28,15 @@ def token_offsets(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> lis
     return decoded_with_offsets(ids, tokenizer)[1]
 
 
+def token_ends(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """How many characters of the decoded response are there once each id is written: what cuts the text into tokens
+    without the tokenizer. A character that several ids share counts with the first; an end never moves back."""
+    ends: list[int] = []
+    for _, end in token_offsets(ids, tokenizer):
+        ends.append(max(end, ends[-1] if ends else 0))
+    return ends
+
+
 def decoded_with_offsets(
     ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, list[tuple[int, int]]]:

@@ -42,7 +42,10 @@ class ReplayBuffer:
 
 
 def _sample(record: dict[str, Any]) -> Sample:
-    edits = tuple(Edit(**{**edit, "before": tuple(edit["before"])}) for edit in record["edits"])
+    edits = tuple(
+        Edit(**{**edit, "before": tuple(edit["before"]), "kl_tokens": tuple(edit.get("kl_tokens", ()))})
+        for edit in record["edits"]
+    )
     rows = {name: tuple(record[name]) for name in ("prompt", "response", "behaviour", "advantages")}
     return Sample(**{**record, **rows, "edits": edits})
 

@@ -205,6 +205,7 @@ def _correct(sample: Sample, score: Score, position: int) -> Sample:
         kl=float(score.kl[position]),
         log_likelihood=float(score.teacher_log_likelihood.mean()),
         before=sample.response,
+        kl_tokens=tuple(round(value, 4) for value in score.kl.tolist()),
     )
     kept = (*sample.response[:position], replacement)
     return replace(sample, response=kept, edits=(*sample.edits, edit), agreed=False)

@@ -43,6 +43,7 @@ class Edit:
     before: the whole response as it was before this correction.
     kl: KL(p || q) at the position before the correction, in nats.
     log_likelihood: the teacher's mean log-likelihood per token of `before`, in nats.
+    kl_tokens: the KL at every position of `before` that was looked at, four decimals.
     """
 
     position: int
@@ -51,6 +52,7 @@ class Edit:
     kl: float
     log_likelihood: float
     before: tuple[int, ...]
+    kl_tokens: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from redistill.batch import Batch, Counts
 from redistill.chat import decode_response
 from redistill.config import ObjectiveSettings
 from redistill.losses.chunked import Stats, merge
+from redistill.offsets import token_ends
 from redistill.rollout import Drawn
 from redistill.sample import Sample
 
@@ -121,12 +122,17 @@ def revision_records(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> It
             "prompt_ids": list(sample.prompt),
             "before": decode_response(edit.before, tokenizer),
             "after": decode_response(sample.response, tokenizer),
+            "before_ends": token_ends(edit.before, tokenizer),
+            "after_ends": token_ends(sample.response, tokenizer),
             "position": edit.position,
             "rejected": edit.rejected,
             "replacement": edit.replacement,
+            "rejected_text": str(tokenizer.decode([edit.rejected])),
+            "replacement_text": str(tokenizer.decode([edit.replacement])),
             "before_ids": list(edit.before),
             "after_ids": list(sample.response),
             "kl_before": edit.kl,
+            "kl_before_tokens": list(edit.kl_tokens),
             "kl_after": [round(value, 4) for value in kl.tolist()],
             "log_likelihood_before": edit.log_likelihood,
             "log_likelihood_after": float(likelihood.mean()),

@@ -13,8 +13,8 @@ from redistill.compare.plan import Plan
 from redistill.compare.runs import Run
 from redistill.compare.search import Found, shown
 from redistill.evaluation.answers import prompt_scores
+from redistill.evaluation.readings import reference_divergences
 from redistill.evaluation.significance import Comparison, holm, needed, paired_bootstrap
-from redistill.runlog import read
 
 LEVEL = 0.05
 METRICS = (
@@ -194,5 +194,4 @@ def _scores(folder: Path, metric: str) -> list[float]:
         return prompt_scores(answers)
     if metric == "exact":
         return [100.0 * score for score in prompt_scores(answers, "exact_match")]
-    records = [r for r in read(folder / "references-student.jsonl") if r.get("kl") is not None]
-    return [r["kl"] / r["tokens"] for r in sorted(records, key=lambda r: r["index"])]
+    return reference_divergences(folder / "references-student.jsonl")

@@ -12,7 +12,7 @@ from torch import Tensor
 from redistill.evaluation.answers import Tell
 from redistill.evaluation.exposure import Curve, answer_divergences, excess_error
 from redistill.evaluation.kept import Keep, digest, fingerprint
-from redistill.runlog import write_whole
+from redistill.runlog import read, write_whole
 from redistill.sample import Sample
 from redistill.scoring import score
 
@@ -118,6 +118,13 @@ def read_exposure(
     if keep.exposure is not None:
         write_whole(curve_path(keep.exposure), json.dumps(asdict(curve)) + "\n")
     return curve
+
+
+def reference_divergences(path: Path) -> list[float]:
+    """KL to the teacher per token of every reference that was read with one, in the order of the prompts (nats):
+    a row of what `significance.paired_bootstrap` takes."""
+    records = [record for record in read(path) if record.get("kl") is not None]
+    return [record["kl"] / record["tokens"] for record in sorted(records, key=lambda record: record["index"])]
 
 
 def curve_path(path: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,12 @@ def write_results(
     peak_memory_bytes: int,
     sets: Sequence[SetRecord] = (),
     template: str | None = None,
+    differences: Sequence[Mapping[str, Any]] = (),
     **settings: Any,
 ) -> None:
     """Replace `path` by the table as JSON: `rows` (see `EvaluationRow`) beside what they were made with.
+
+    differences: between rows, see `gains.Gain`.
 
     seconds: of the whole run. template: how prompts were written. settings: whatever else the rows were made
         with, plain JSON values, under that key. `made_with()` is written too. A row's number that is not
@@ -44,6 +47,7 @@ def write_results(
     """
     record = {
         "rows": [_finite(asdict(row)) for row in rows],
+        "differences": [dict(each) for each in differences],
         "sets": [asdict(each) for each in sets],
         "template": template,
         "seeds": list(seeds),
