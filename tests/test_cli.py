@@ -103,10 +103,17 @@ def test_a_recipe_with_an_evaluation_section_ends_in_a_table(place):
         "train", "recipe.yaml", "--output", "measured", "--set", "training.max_steps=2",
         "--set", "evaluation={seeds: [1, 2], max_new_tokens: 6}", cwd=place,
     )  # fmt: skip
-    rows = json.loads((place / "measured" / "results.json").read_text())["rows"]
+    results = json.loads((place / "measured" / "results.json").read_text())
+    rows = results["rows"]
     assert [row["name"] for row in rows] == ["teacher", "student before", "student after"]
     assert "student after" in said.stdout
     assert rows[1]["kl_to_teacher"] != rows[2]["kl_to_teacher"]
+    assert [each["metric"] for each in results["differences"]] == ["rougeL_mean", "kl_to_teacher"]
+    gain = results["differences"][0]
+    assert gain["difference"] == pytest.approx(rows[2]["rougeL_mean"] - rows[1]["rougeL_mean"], abs=1e-9)
+    assert gain["low"] <= gain["difference"] <= gain["high"]
+    redistill("report", "measured", cwd=place)
+    assert "After 2 steps" in (place / "measured" / "report.html").read_text(encoding="utf-8")
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(place):

@@ -52,15 +52,6 @@ class Written(NamedTuple):
     advantages: Tensor
 
 
-class Clipping(NamedTuple):
-    """`lower`, `upper` and `divergence` (nats), [n] each, and the mask `m` [n, V]."""
-
-    lower: Tensor
-    upper: Tensor
-    m: Tensor
-    divergence: Tensor
-
-
 class Objective(nn.Module):
     """The terms on one block of logits. Its parameters are the clip network's, if one learns."""
 
@@ -156,7 +147,7 @@ class Objective(nn.Module):
             view.by_class.add_(by_log_q, alpha=scale)
             return scale * stats["token"], []
         with torch.enable_grad():
-            levels, clip = self._levels_and_clip(view.both, view.tail)
+            levels, clip = self.levels_and_clip(view.both, view.tail)
         assert self._fused.clipped is not None
         found = clipped(view.both, clip, self._fused.clipped(view.both, clip.m))
         stats["token"] = found.divergence.sum()
@@ -171,7 +162,7 @@ class Objective(nn.Module):
         by_moving = found.by_moving - dac.coverage * found.mass_by_moving / mass[clip.row]
         return scale * cost, torch.autograd.grad(clip.moving, list(self.clip.parameters()), scale * by_moving)
 
-    def _levels_and_clip(
+    def levels_and_clip(
         self, both: Distributions, tail: int | None = None
     ) -> tuple[tuple[Tensor, Tensor], Clip]:
         """The quantile levels, [n] each, and what they keep. tail: of how many classes the last one is made."""
@@ -179,15 +170,6 @@ class Objective(nn.Module):
         fixed = both.log_q.new_full((n,), dac.lower), both.log_q.new_full((n,), dac.upper)
         levels = fixed if self.clip is None else self.clip.levels(both, tail is not None)
         return levels, clip_of(both, levels, dac.quantile, dac.edge, dac.keep_target, dac.sharpness, tail)
-
-    @torch.no_grad()
-    def clipping(self, both: Distributions) -> Clipping | None:
-        """How DAC-KL sees some positions; None where it is not the token loss."""
-        if self.settings.token_loss != "dac_kl" or not self.settings.token_weight:
-            return None
-        (lower, upper), clip = self._levels_and_clip(both)
-        assert self._fused.clipped is not None
-        return Clipping(lower, upper, clip.m, self._fused.clipped(both, clip.m).divergence)
 
 
 class _View:

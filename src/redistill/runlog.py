@@ -3,6 +3,7 @@
     steps.jsonl        one record per optimizer step
     revisions.jsonl    one record per revised answer (text before and after)
     evaluations.jsonl  one record per validation
+    views.jsonl        now and then one answer seen closely
     recipe.yaml        the settings (written by run.py)
 
 `docs/run-folder.md` describes every key. Readers need nothing but these files.
@@ -73,6 +74,47 @@ def _parsed(path: Path) -> Iterator[dict[str, Any] | None]:
             except (ValueError, RecursionError):
                 record = None
             yield record if isinstance(record, dict) else None
+
+
+class Tail:
+    """The records of a file that is still written to: each is handed out once, and a line once it is whole.
+
+    broken: lines met so far that are no record.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.broken = path, 0
+        self._at, self._file = 0, 0
+
+    def more(self) -> tuple[bool, Iterator[dict[str, Any]]]:
+        """Whether the file began anew (what was handed out before no longer counts), and the records since the last
+        call, to be taken before the next one. A file that is not there has none."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            found = None
+        number, size = (found.st_ino, found.st_size) if found else (0, 0)
+        anew = self._file != 0 and (number != self._file or size < self._at)
+        if anew:
+            self._at, self.broken = 0, 0
+        self._file = number
+        return anew, self._records() if size > self._at else iter(())
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
+            file.seek(self._at)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._at += len(line)
+                try:
+                    record = json.loads(line.decode("utf-8", "replace"))
+                except ValueError:
+                    record = None
+                if isinstance(record, dict):
+                    yield record
+                else:
+                    self.broken += 1
 
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from redistill.batch import Row
 from redistill.chat import decode_response
+from redistill.fused import Elementwise
 from redistill.generate import answering
 from redistill.losses.divergences import Distributions, distributions
 from redistill.losses.span_correlation import span_correlation
@@ -147,7 +148,7 @@ def _positions(
     """The distributions at some places, as the token loss sees them."""
     warmth = objective.settings.temperature
     both = distributions(*(each / warmth for each in logits(torch.tensor(places))))
-    clip = objective.clipping(both)
+    clip = _clipping(both, objective)
     found = []
     for n, place in enumerate(places):
         record: dict[str, Any] = {
@@ -168,6 +169,24 @@ def _positions(
             }
         found.append(record | _classes(both, n, None if clip is None else clip.m[n], tokenizer))
     return found
+
+
+class _Clipping(NamedTuple):
+    """`lower`, `upper` and `divergence` (nats), [n] each, and the mask `m` [n, V]."""
+
+    lower: Tensor
+    upper: Tensor
+    m: Tensor
+    divergence: Tensor
+
+
+def _clipping(both: Distributions, objective: Objective) -> _Clipping | None:
+    """How DAC-KL sees some positions; None where it is not the token loss."""
+    classes = Elementwise(objective.settings.model_copy(update={"compile": False})).clipped
+    if classes is None or not objective.settings.token_weight:
+        return None
+    (lower, upper), clip = objective.levels_and_clip(both)
+    return _Clipping(lower, upper, clip.m, classes(both, clip.m).divergence)
 
 
 def _classes(

@@ -16,6 +16,7 @@ import typer
 from redistill import ranks
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
+from redistill.cli.showing import report, watch
 from redistill.cli.training import cache_teacher, demo, estimate, export, profile, prune, train
 
 app = typer.Typer(
@@ -37,6 +38,8 @@ for command in (
     evaluate,
     judge,
     compare,
+    report,
+    watch,
     revise,
     export,
 ):

@@ -81,6 +81,7 @@ def _show(
     me = own_command()
     for line in (
         f'{me} revise "Why is the sky blue?" --student {outcome.student} --teacher {teacher}',
+        f"{me} report {folder}        # one page: scores, curves, revisions, answers",
         f"{me} evaluate {outcome.student} --teacher {teacher} --data YOUR.jsonl",
         f"{me} train RECIPE.yaml        # your own teacher, student and data; see recipes/",
     ):
