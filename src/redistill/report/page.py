@@ -40,13 +40,14 @@ class Report:
 
     def data(self) -> dict[str, Any]:
         """What the page shows, as plain JSON values; `docs/report.md` says what is thinned and how."""
-        kinds = [kind_of(folder) for folder in self.folders]
+        kinds: list[Kind] = [kind_of(folder) for folder in self.folders]
         names = _names(self.folders)
         listed = _runs_of(self.folders, kinds, names)
         share = max(1, len(listed))
         runs, rows, columns = [], [], []
         for name, folder in listed:
             run = self._runs.setdefault(folder, Run(folder, name, max(24, REVISIONS // share)))
+            run.name = name  # a comparison that grows tells its runs apart by more
             run.read()
             runs.append(run)
         for folder, kind, name in zip(self.folders, kinds, names, strict=True):

@@ -62,17 +62,17 @@ def _shown(place: int, record: Record) -> dict[str, Any]:
     before, after = text(record.get("before")), text(record.get("after"))
     old, new = cut(before, record.get("before_ends")), cut(after, record.get("after_ends"))
     position = record.get("position")
-    whole = old is not None and new is not None and isinstance(position, int)
-    if whole and 0 <= position < min(len(old), len(new)):  # pyright: ignore[reportArgumentType, reportOptionalOperand]
-        parts = _by_token(old, new, position, record)  # pyright: ignore[reportArgumentType]
-    else:
+    position = position if isinstance(position, int) else None
+    if old is None or new is None or position is None or not 0 <= position < min(len(old), len(new)):
         parts = _by_text(before, after)
+    else:
+        parts = _by_token(old, new, position, record)
     facts = {
         "kl": short(record.get("kl_before")),
         "was": short(record.get("log_likelihood_before")),
         "now": short(record.get("log_likelihood_after")),
         "gain": short(gain_of(record)),
-        "position": position if isinstance(position, int) else None,
+        "position": position,
         "length": len(old) if old is not None else None,
     }
     step = record.get("step")
