@@ -2,10 +2,10 @@
 
     python benchmarks/estimate_check.py [NAME ...] [--json FILE]
 
-For each setting two models are made of their configs with random weights, and data at the limits of length. One
-process estimates; another trains two steps and notes the most it has resident in each phase, less what it had before
-it loaded anything. Freed memory goes back to the system at once there (MALLOC_ variables), so that phases can be told
-apart.
+For each setting two models are made of their configs with random weights, and data at the limits of length. What is
+estimated for them stands beside what a process that trains two steps has resident in each phase, less what it had
+before it loaded anything. Freed memory goes back to the system at once there (MALLOC_ variables), so that phases can
+be told apart.
 """
 
 from __future__ import annotations
@@ -21,21 +21,19 @@ from typing import Any
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "everything": {},
-    "checkpointing": {"training.gradient_checkpointing": True},
-    "lora": {"student.lora.r": 16, "training.per_device_train_batch_size": 4},
-    "small-batch": {"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 4},
-    "large-batch": {"training.per_device_train_batch_size": 12, "rollout.batch_size": 4},
+    "checkpointing": {"training.gradient_checkpointing": True, "training.per_device_train_batch_size": 8},
+    "lora": {"student.lora.r": 16, "training.per_device_train_batch_size": 8},
+    "accumulation": {"training.per_device_train_batch_size": 2, "training.gradient_accumulation_steps": 2},
     "references-only": {"rollout.lmbda": 0.0, "objective.token_loss": "forward_kl"},
     "sft": {"rollout.lmbda": 0.0, "objective.token_weight": 0.0, "objective.span_weight": 0.0},
-    "long": {"data.max_prompt_length": 384, "rollout.max_completion_length": 128,
-             "training.per_device_train_batch_size": 2},
+    "long": {"data.max_prompt_length": 384, "training.per_device_train_batch_size": 1},
     "many-answers": {"rollout.batch_size": 64, "training.per_device_train_batch_size": 1,
-                     "training.gradient_accumulation_steps": 64, "rollout.max_completion_length": 64},
+                     "training.gradient_accumulation_steps": 32, "rollout.lmbda": 1.0, "objective.sft_weight": 0.0},
     "eager": {"student.attn_implementation": "eager", "teacher.attn_implementation": "eager"},
     "bf16-weights": {"student.dtype": "bfloat16", "teacher.dtype": "bfloat16"},
+    "bf16-autocast": {"training.bf16": True},
     "adafactor": {"training.optim": "adafactor"},
     "adamw-foreach": {"training.optim": "adamw_torch"},
-    "sgd": {"training.optim": "sgd"},
     "minillm": {"method": "minillm"},
     "gpt2": {"models": "gpt2"},
     "qwen2": {"models": "qwen2"},
@@ -70,43 +68,33 @@ def main() -> None:
 
 def check(setting: dict[str, Any]) -> dict[str, tuple[int, int]]:
     """Estimated and measured bytes of each phase that both know, and of the peak of all."""
+    from redistill.config import load_config
+    from redistill.estimate import estimate
+    from redistill.estimate.machine import machine_for
+
     setting = dict(setting)
     kind, method = setting.pop("models", "llama"), setting.pop("method", None)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        recipe = make(folder, kind, setting)
-        if method:
-            recipe.write_text(with_method(recipe, method), encoding="utf-8")
-        command = [sys.executable, "-m", "redistill", "estimate", str(recipe), "--tflops", "1"]
-        run([*command, "--json", str(folder / "said.json")], folder)
-        run([sys.executable, __file__, "--train", str(recipe)], folder)
-        said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
-        held = json.loads((folder / "held.json").read_text(encoding="utf-8"))
+        recipe = make(Path(name), kind, setting)
+        config = load_config(recipe, (), method)
+        recipe.write_text(config.to_yaml(), encoding="utf-8")
+        said = estimate(config, machine_for(config))
+        run([sys.executable, __file__, "--train", str(recipe)])
+        held = json.loads((Path(name) / "held.json").read_text(encoding="utf-8"))
     estimated: dict[str, int] = {}
-    for phase in said["phases"]:
-        if phase["name"] == "measuring":
-            continue  # before and after training
-        clock = "loss" if phase["name"] in LOSS else phase["name"]
-        tensors = phase["peak_bytes"] - phase["parts"]["process"]
-        estimated[clock] = max(estimated.get(clock, 0), tensors)
+    for phase in said.phases:
+        clock = "loss" if phase.name in LOSS else phase.name
+        estimated[clock] = max(estimated.get(clock, 0), phase.peak - phase.parts["process"])
     both = {phase: (estimated[phase], held[phase]) for phase in held if phase in estimated}
     return {**both, "peak": (max(estimated.values()), max(held.values()))}
 
 
-def run(command: list[str], folder: Path) -> None:
+def run(command: list[str]) -> None:
+    """In an environment where freed memory is not kept."""
     returned = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | returned, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=os.environ | returned, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-
-
-def with_method(recipe: Path, method: str) -> str:
-    """The recipe under a method."""
-    from redistill.config import load_config
-
-    return load_config(recipe, (), method).to_yaml()
 
 
 def make(folder: Path, kind: str, setting: dict[str, Any]) -> Path:
@@ -117,8 +105,8 @@ def make(folder: Path, kind: str, setting: dict[str, Any]) -> Path:
 
     torch.manual_seed(0)
     prompt, answer = (
-        setting.get("data.max_prompt_length", 96),
-        setting.get("rollout.max_completion_length", 48),
+        setting.get("data.max_prompt_length", 64),
+        setting.get("rollout.max_completion_length", 16),
     )
     for who, config in zip(("student", "teacher"), configs(kind), strict=True):
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / who)
@@ -127,14 +115,14 @@ def make(folder: Path, kind: str, setting: dict[str, Any]) -> Path:
     record = {"prompt": " ".join(words[:prompt]), "completion": " ".join(words[prompt : prompt + answer - 1])}
     (folder / "train.jsonl").write_text((json.dumps(record) + "\n") * 200, encoding="utf-8")
     recipe: dict[str, Any] = {
-        "student": {"model_name_or_path": "student"},
-        "teacher": {"model_name_or_path": "teacher"},
-        "data": {"path": "train.jsonl", "template": "plain", "max_prompt_length": prompt},
+        "student": {"model_name_or_path": str(folder / "student")},
+        "teacher": {"model_name_or_path": str(folder / "teacher")},
+        "data": {"path": str(folder / "train.jsonl"), "template": "plain", "max_prompt_length": prompt},
         "rollout": {"lmbda": 1.0, "max_completion_length": answer},
         "objective": {"span": {"chunker": "windows"}, "chunk_size": 512},
         "training": {
             "max_steps": 2,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": 4,
             "use_cpu": True,
             "save_strategy": "no",
         },

@@ -1,8 +1,6 @@
 """`redistill estimate` beside what is true: measured peaks, counted parameters and operations, whole walks."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +11,16 @@ import yaml
 from test_docs import keys_under
 from tiny import save_tiny, tiny_gpt2, tiny_llama, tiny_opt, tiny_qwen2
 from transformers import Gemma2Config, LlamaConfig, T5Config
+from typer.testing import CliRunner
 
 from redistill.batch import collate, count
+from redistill.cli import app
 from redistill.config import Config
 from redistill.estimate import Machine, estimate
 from redistill.estimate.depth import Walk, period, walk
+from redistill.estimate.fit import suggest
 from redistill.estimate.ledger import Ledger
-from redistill.estimate.machine import SHARDINGS, Walks, peak, sharded
+from redistill.estimate.machine import SHARDINGS, Walks, machine_for, peak, sharded
 from redistill.estimate.savers import SAVERS, levels, with_settings
 from redistill.estimate.step import Walker
 from redistill.estimate.weightless import Configs, read_configs, sizes
@@ -30,30 +31,29 @@ from redistill.student import prune_layers
 from redistill.teachers.local import LocalTeacher
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"data.max_prompt_length": 64, "rollout.max_completion_length": 16}
 MEASURED = {
-    "whole": {"training.per_device_train_batch_size": 4},
-    "checkpointing": {"training.gradient_checkpointing": True, "training.gradient_accumulation_steps": 2,
-                      "training.per_device_train_batch_size": 3, "rollout.lmbda": 0.0},
-    "lora": {"student.lora.r": 16, "rollout.lmbda": 0.0},
+    "whole": {"training.per_device_train_batch_size": 3},
+    "adapters, checkpointing, accumulation": {
+        "student.lora.r": 16, "training.gradient_checkpointing": True, "rollout.lmbda": 0.0,
+        "training.gradient_accumulation_steps": 2, "training.per_device_train_batch_size": 4,
+    },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_within_15_percent_of_what_a_training_process_holds(name):
-    pytest.importorskip("resource")
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-    code += (
-        f"import estimate_check, json; print(json.dumps(estimate_check.check({SMALL | MEASURED[name]!r})))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_within_15_percent_of_what_a_training_process_holds(name, monkeypatch):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux tells the most that a process had resident")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import estimate_check
+
+    found = estimate_check.check(MEASURED[name])
     estimated, measured = found["peak"]
-    assert measured > 400e6, found
+    assert measured > 300e6, found
     assert 0.85 < estimated / measured < 1.15, found
     for phase, (said, held) in found.items():
         # Python itself grows by tens of megabytes meanwhile, which small phases show.
-        assert -120e6 < said - held < 0.15 * held, (phase, found)
+        assert -100e6 < said - held < 0.15 * held, (phase, found)
 
 
 def recipe(**more) -> Config:
@@ -111,10 +111,9 @@ def whole(config, configs, device="cpu"):
     }
 
 
-@pytest.mark.parametrize("more", [{}, {"training__gradient_checkpointing": True, "training__bf16": True}])
-def test_deep_models_from_shallow_ones_to_the_byte(more):
+def test_deep_models_from_shallow_ones_to_the_byte():
     configs = pair(tiny_llama(layers=7, hidden=64), tiny_qwen2(layers=9))
-    config = recipe(**more)
+    config = recipe(training__gradient_checkpointing=True, training__bf16=True)
     found = walk(config, configs, "cpu")
     assert {each.name: each.peak for each in found.phases} == whole(config, configs)
 
@@ -166,17 +165,15 @@ def test_a_storage_counts_once_and_until_its_last_view_is_gone():
     assert ledger.accounts["two"].stretches == ({"activations": 6000},)
 
 
-LEAN = {"rollout__lmbda": 0.0, "student__lora": {"r": 2}, "training__per_device_train_batch_size": 4}
+LEAN = {"rollout__lmbda": 0.0, "student__lora": {"r": 2}, "objective__chunk_size": 128}
 
 
 def test_what_is_suggested_fits_and_nothing_of_it_can_be_left_out():
-    config = recipe(**LEAN, objective__chunk_size=256, data__max_prompt_length=64)
+    config = recipe(**LEAN, data__max_prompt_length=64, training__per_device_train_batch_size=4)
     walks = Walks(pair(tiny_llama(layers=2), tiny_llama(layers=2)), Machine("cpu", 1, None, 0))
     most = peak(walks.phases(config))
     least = peak(walks.phases(with_settings(config, ["training.per_device_train_batch_size=1"])))
     machine = replace(walks.machine, memory=round(1.15 * (most + least) / 2))
-    from redistill.estimate.fit import suggest
-
     walks.machine = machine
     found = suggest(config, walks)
     assert found.fits and found.settings
@@ -192,18 +189,6 @@ def test_what_is_suggested_fits_and_nothing_of_it_can_be_left_out():
     walks.machine = replace(machine, memory=1000)
     found = suggest(config, walks)
     assert not found.fits and peak(found.phases) <= least
-
-
-def test_savers_save():
-    """What the search relies on."""
-    config = recipe(rollout__lmbda=1.0, training__per_device_train_batch_size=4, rollout__batch_size=4,
-                    data__max_prompt_length=128, rollout__max_completion_length=128)  # fmt: skip
-    walks = Walks(pair(tiny_llama(layers=2), tiny_llama(layers=2)), Machine("cuda", 1, None, 0))
-    before = peak(walks.phases(config))
-    for saver in SAVERS:
-        settings = levels(saver, config, "cuda")[-1]
-        if settings and not saver.two_edged:
-            assert peak(walks.phases(with_settings(config, settings))) <= before, saver.name
 
 
 def test_shares_of_several_processes():
@@ -233,36 +218,24 @@ def place(tmp_path_factory):
     return folder
 
 
-def run(place, *args):
-    command = [sys.executable, "-m", "redistill", "estimate", "recipe.yaml", *args]
-    wide = os.environ | {"COLUMNS": "160"}
-    return subprocess.run(command, cwd=place, env=wide, capture_output=True, text=True, check=False)
-
-
-def test_as_a_user_runs_it(place):
-    done = run(place, "--gpus", "2", "--memory", "24", "--tflops", "100", "--savers", "--json", "found.json",
-               "--set", "teacher.model_name_or_path=large")  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((place / "found.json").read_text())
-    named = {
-        *found,
-        *found["phases"][0],
-        *found["phases"][0]["parts"],
-        *found["savers"][0],
-        *found["suggestion"],
-    }
-    assert named <= keys_under("## The JSON of `redistill estimate`")
+def test_as_a_user_runs_it(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "160")
+    asked = ["recipe.yaml", "--gpus", "2", "--memory", "24", "--tflops", "100", "--savers", "--json", "found.json",
+             "--set", "teacher.model_name_or_path=large"]  # fmt: skip
+    done = CliRunner().invoke(app, ["estimate", *asked])
+    assert done.exit_code == 0, done.output
+    found, said = json.loads((place / "found.json").read_text()), done.output
+    named = {*found, *found["phases"][0], *found["savers"][0], *found["suggestion"]}
+    assert named == keys_under("## The JSON of `redistill estimate`")
     assert found["teacher_parameters"] == 6738415616 and not found["fits"]
     assert found["phases"][0]["parts"]["teacher"] > 4 * 6738415616
-    assert "teacher.dtype=bfloat16" in found["suggestion"]["settings"] and found["suggestion"]["fits"]
-    said = done.stdout
-    assert "--set teacher.dtype=bfloat16" in said and "not in this version" in said and "backward" in said
+    assert found["suggestion"]["settings"] == ["teacher.dtype=bfloat16"] and found["suggestion"]["fits"]
     assert found["floor_seconds"] == pytest.approx(found["flops"] / 1e14)
+    assert "--set teacher.dtype=bfloat16" in said and "not in this version" in said and "backward" in said
 
 
 def test_what_cannot_be_estimated_is_one_sentence(place, monkeypatch):
-    from redistill.estimate.machine import machine_for
-
     monkeypatch.chdir(place)
     for name, said in (
         ("model.gguf", "GGUF"),

@@ -64,10 +64,12 @@ def estimate(
     gpus: Annotated[
         int | None, typer.Option(min=0, help="How many; 0: the CPU. As here if left out.")
     ] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB of a GPU, or of the machine. As here.")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.1, help="GiB of a GPU, or of the machine. As here.")
+    ] = None,
     tflops: Annotated[
         float | None,
-        typer.Option(help="TFLOP/s of a matrix product there; measured where it is this machine."),
+        typer.Option(min=1e-3, help="TFLOP/s of a matrix product there; measured where it is this machine."),
     ] = None,
     savers: Annotated[
         bool, typer.Option("--savers", help="Show what each way to save memory brings.")

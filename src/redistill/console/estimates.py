@@ -83,13 +83,15 @@ def _verdict(estimate: Estimate, memory: int) -> list[str]:
     found = estimate.suggestion
     assert found is not None
     peak = max(each.peak for each in found.phases)
-    switches = [f"  --set {each}" for each in found.settings]
+    switches = " ".join(f"--set {each}" for each in found.settings)
     if found.sharding.shared:
-        switches.append(
-            f"  accelerate launch {found.sharding.launch} (student shared by {found.sharding.name})"
+        processes, how = estimate.machine.processes, found.sharding
+        switches += (
+            f"\n  accelerate launch --num_processes {processes} {how.launch} -m redistill train ..\n"
+            f"  ({how.name} shares the student between the GPUs; it was never run with redistill)"
         )
     if found.fits:
-        return [*lines, f"With these it takes {peak / GIB:.2f} GiB, and fits:", *switches]
+        return [*lines, f"With these it takes {peak / GIB:.2f} GiB, and fits:", f"  {switches.strip()}"]
     missing = (peak - room) / GIB
     return [
         *lines,

@@ -114,12 +114,8 @@ class Walks:
 
     def phases(self, config: Config, sharding: Sharding = SHARDINGS[0]) -> tuple[Phase, ...]:
         """Those of one process, with what it holds before any tensor."""
-        walk, machine, itself, vllm = (
-            self.walk(config),
-            self.machine,
-            self.machine.itself,
-            config.rollout.vllm,
-        )
+        walk, machine = self.walk(config), self.machine
+        itself, vllm = machine.itself, config.rollout.vllm
         if config.rollout.engine == "vllm" and vllm.mode == "colocate":
             itself += round((machine.memory or 0) * vllm.gpu_memory_utilization)
         return tuple(

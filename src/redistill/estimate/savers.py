@@ -23,7 +23,7 @@ Changes = Literal["nothing", "rounding", "training"]
 class Saver:
     """more: the overrides (a.b=c) that switch it on, or on by one step more; () where nothing is left to switch.
     time: what it costs of a step's. changes: of the result. on_cpu: of use there, where 16-bit numbers are slow.
-    two_edged: it can cost memory too."""
+    two_edged: it can cost memory too, by what it keeps for the backward."""
 
     name: str
     time: str
@@ -135,8 +135,8 @@ SAVERS: tuple[Saver, ...] = (
     ),
     Saver("student in bfloat16", "none", "training", _student_in_16_bits, on_cpu=False),
     Saver(
-        "LoRA", "none", "training",
-        _switched("student.lora.r", "16", unless=lambda c: c.student.lora), two_edged=True,
+        "LoRA", "none", "training", _switched("student.lora.r", "16", unless=lambda c: c.student.lora),
+        two_edged=True,
     ),
     Saver(
         "shorter answers", "none", "training",
