@@ -140,7 +140,9 @@ def test_training_from_a_whole_cache_is_training_with_the_model(place):
     teacher = place / "teacher" / "model.safetensors"
     teacher.rename(place / "away")  # it is not loaded
     try:
-        redistill("train", "recipe.yaml", "--output", "from-cache", "--set", "teacher.cache=whole", cwd=place)
+        train(
+            config_of(place, f"teacher.cache={json.dumps(str(place / 'whole'))}"), place / "from-cache", QUIET
+        )
     finally:
         (place / "away").rename(teacher)
     for name, keys in (("steps", ("loss", "sft", "token", "span", "kl", "teacher_log_likelihood")),
