@@ -187,7 +187,7 @@ class DistillTrainer(HubTrainer):
 
     def training_step(self, model: nn.Module, inputs: Batch, *rest: Any, **options: Any) -> Tensor:
         """The engine's, timed: both models' forward, the loss and the backward; in pieces if it must be."""
-        whole = super().training_step
+        whole: Any = super().training_step
         with self.clock.phase("loss"):
             return self._step.read(inputs, self.reading, lambda batch: whole(model, batch, *rest, **options))
 

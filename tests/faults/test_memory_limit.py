@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import lines
+from runs import SHARE, lines
 
 LIMIT = """
 import resource
@@ -24,6 +24,7 @@ ROOM_MB = 100
 RECORDS = [{"prompt": f"Count to {n}.", "completion": " ".join(map(str, range(n)))} for n in range(90, 114)]
 
 
+@pytest.mark.skipif(not SHARE, reason="takes a quarter of a minute: a part of `make faults`")
 def test_the_step_is_halved_and_the_loss_is_the_same(place, lives, tell):
     (place / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     settings = {"data.path": "long.jsonl", "training.per_device_train_batch_size": 24, "training.max_steps": 3,
