@@ -168,7 +168,8 @@ def run(tmp_path_factory):
     train = ["train", "recipe.yaml", "--output"]
     short = ["--set", "training.max_steps=1", "--set", "training.hub_strategy=end"]
     commands = [[*train, "runs/mine"], *([*train, f"runs/no{n}", *short] for n in range(2)),
-                [*train, "runs/no2", "--set", "training.hub_strategy=checkpoint"]]  # fmt: skip
+                [*train, "runs/no2", "--set", "training.hub_strategy=checkpoint"],
+                [*train, "runs/no1", *short]]  # fmt: skip
     with hub_stand_in() as hub:
         hub.refuse = {"no0": "/api/repos/create", "no1": "/commit/"}
         ours = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_secret",
@@ -185,7 +186,7 @@ def test_what_is_pushed_is_the_student_and_its_card_and_nothing_else(run):
     folder, hub, said = run
     code, out, err = said[0]
     assert code == 0, out + err
-    assert [request["name"] for request in hub.created] == ["mine", "no1"]
+    assert [request["name"] for request in hub.created] == ["mine", "no1", "no1"]
     messages = [message for message, _ in hub.commits]
     assert any("step 2" in message for message in messages) and any(
         "step 4" in message for message in messages
@@ -227,10 +228,13 @@ def test_the_card_of_a_run_tells_its_figures_and_its_lines_run(run, monkeypatch,
 
 def test_a_hub_that_says_no_is_one_sentence(run):
     folder, _, said = run
-    for (code, _, err), words in zip(said[1:], REFUSED, strict=True):
+    for (code, _, err), words in zip(said[1:], (*REFUSED, REFUSED[1]), strict=True):
         assert code == 2 and words in err and "Traceback" not in err, err
         assert err.count("\n") == 1
     assert (folder / "runs" / "no1" / "student" / "model.safetensors").is_file()
+    # The last command found the training finished, and its card knows of how many steps.
+    assert "Training was finished" in said[4][1]
+    assert "in 1 step by redistill" in (folder / "runs" / "no1" / "student" / "README.md").read_text()
     assert (
         not (folder / "runs" / "no0" / "steps.jsonl").exists()
         and not (folder / "runs" / "no2" / "steps.jsonl").exists()

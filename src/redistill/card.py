@@ -150,7 +150,7 @@ def _summary(made: Made) -> str:
     data = plain_markdown(public_name(config.data.path))
     return (
         f"A language model of {_millions(made.student)} parameters, distilled from {teacher}{size} "
-        f"in {made.steps} steps by redistill.\n\n"
+        f"in {made.steps} {'step' if made.steps == 1 else 'steps'} by redistill.\n\n"
         "| | |\n| --- | --- |\n"
         f"| student before training | {begun}{lora} |\n| teacher | {teacher} |\n| data | {data} |"
     )

@@ -119,6 +119,7 @@ def _train_from(trainer: DistillTrainer, last: Path | None, console: Console) ->
         ):  # killed while measuring, or run again: the engine would do one step too many
             console.print(f"Training was finished: reading {last}.", highlight=False)
             trainer.load_weights(last)
+            trainer.state.global_step = done
             return done, True
         console.print(f"Going on from {last}.", highlight=False)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
