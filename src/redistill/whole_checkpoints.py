@@ -68,7 +68,8 @@ class WholeCheckpoints(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         checkpoint.refuse_damaged(folder)
-        if is_sharded(self.model):
+        # Sharded or, where training is over already, not yet.
+        if self.is_fsdp_enabled:
             _load_weights(folder, self.model)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -104,7 +105,7 @@ class WholeCheckpoints(Trainer):
 
 
 def _load_weights(folder: Path, model: nn.Module) -> None:
-    """Put the weights of a model folder (or of an adapter's) into a sharded model."""
+    """Put the weights of a model folder (or of an adapter's) into a model, sharded or not."""
     named = model.state_dict(keep_vars=True)
     places = {name.replace(".default.", "."): value for name, value in named.items()}
     wanted = {id(value) for value in named.values() if value.requires_grad}
