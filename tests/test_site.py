@@ -140,6 +140,11 @@ NOT_RUN = {
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "needs vLLM and a GPU; test_vllm.py runs a stand-in",
     "redistill compare": "starts processes; test_compare.py",
     "redistill evaluate STUDENT": "STUDENT is the reader's; test_suites.py and test_tasks.py",
+    "redistill report": "runs/mine is the reader's; test_report.py",
+    "redistill watch": "waits until it is stopped; test_report_browser.py",
+    "torchrun": "several processes; test_ranks.py",
+    "accelerate": "several processes; test_ranks.py",
+    "REDISTILL_FAULTS": "tests/faults themselves",
     "redistill estimate": "for a GPU, and the recipe here is for the CPU; test_estimate.py",
     "redistill export": "reads and writes a model several times; test_export.py",
     "redistill judge JUDGE": "JUDGE is the reader's; test_judging.py",
@@ -162,8 +167,12 @@ def check(words: list[str]) -> None:
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text("utf-8")
     elif words[0] == "python":
         assert (ROOT / words[1]).is_file()
+    elif words[0] in {"torchrun", "accelerate"}:
+        check(words[words.index("-m") + 1 :])
     else:
-        assert words[0] in {"source", "VLLM_SERVER_DEV_MODE=1"}, f"{words}: give NOT_RUN its reason"
+        assert any(" ".join(words).startswith(known) for known in NOT_RUN), (
+            f"{words}: give NOT_RUN its reason"
+        )
 
 
 @pytest.fixture(scope="module")

@@ -77,11 +77,7 @@ def load_model(
         raise ValueError(f"dtype {dtype!r} is not known: use one of {', '.join(DTYPES)}.")
     refuse_missing_folder(name)
     folder = Path(name)
-    if (
-        folder.is_dir()
-        and (folder / "adapter_config.json").is_file()
-        and not (folder / "config.json").is_file()
-    ):
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         return _load_merged(folder, dtype=dtype, attn_implementation=attn_implementation, device=device)
     if folder.is_dir():
         _refuse_unreadable_folder(folder)

@@ -18,7 +18,9 @@ _ASKED = os.environ.get("REDISTILL_FAULTS", "0")
 SHARE = 1.0 if _ASKED == "full" else float(_ASKED)
 STEPS = 8
 VOLATILE = ("seconds", "tokens_per_second")
-WHOLE = {"recipe.yaml", "steps.jsonl", "revisions.jsonl", "evaluations.jsonl", "student", ".lock"}
+WHOLE = {"recipe.yaml", "student", ".lock"} | {
+    f"{name}.jsonl" for name in ("steps", "revisions", "evaluations", "views")
+}
 UNDER_WAY = {".unfinished", ".student.partial"}
 
 
@@ -39,7 +41,9 @@ def outcome(run: Path) -> dict:
     state = load_file(run / f"checkpoint-{STEPS}" / "redistill.safetensors")
     optimizer = torch.load(run / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)["state"]
     return {
-        "lines": {name: lines(run / f"{name}.jsonl") for name in ("steps", "revisions", "evaluations")},
+        "lines": {
+            name: lines(run / f"{name}.jsonl") for name in ("steps", "revisions", "evaluations", "views")
+        },
         "student": hashlib.sha256((run / "student" / "model.safetensors").read_bytes()).hexdigest(),
         "clip network and generator": {name: value.tolist() for name, value in state.items()},
         "buffer and schedule": (run / f"checkpoint-{STEPS}" / "redistill.json").read_text(),
