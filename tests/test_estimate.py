@@ -195,12 +195,12 @@ def test_shares_of_several_processes():
     size = sizes(recipe(), pair(tiny_llama(layers=1), tiny_llama(layers=1)))[0]
     size = replace(size, gradients=400, layer=10)
     parts = {"student": 400, "gradients": 400, "optimizer": 800, "teacher": 100}
-    ddp, zero1, zero2, fsdp = (sharded(parts, each, 4, Walk((), size, size)) for each in SHARDINGS)
+    ddp, fsdp = (sharded(parts, each, 4, Walk((), size, size), "backward") for each in SHARDINGS)
     assert ddp == parts | {"gradients": 800}
-    assert zero1 == parts | {"optimizer": 200}
-    assert zero2 == parts | {"optimizer": 200, "gradients": 100}
-    assert fsdp == {"student": 120, "gradients": 100, "optimizer": 200, "teacher": 100}
-    assert sharded(parts, SHARDINGS[3], 1, Walk((), size, size)) == parts
+    assert fsdp == {"student": 120, "gradients": 100, "optimizer": 200, "teacher": 45}
+    whole = sharded(parts, SHARDINGS[1], 4, Walk((), size, size), "rollout")
+    assert whole == fsdp | {"student": 400, "teacher": 100}, "the models are put together to write"
+    assert sharded(parts, SHARDINGS[1], 1, Walk((), size, size), "backward") == parts
 
 
 @pytest.fixture(scope="module")

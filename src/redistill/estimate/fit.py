@@ -8,7 +8,7 @@ from typing import Any
 
 from redistill.config import Config
 from redistill.estimate.depth import Phase, Walk
-from redistill.estimate.machine import PLANNED, SHARDINGS, Machine, Sharding, Walks, peak
+from redistill.estimate.machine import SHARDINGS, TEACHER_SAVERS, Machine, Sharding, Walks, peak
 from redistill.estimate.savers import SAVERS, Overrides, Saver, levels, with_settings
 from redistill.estimate.weightless import read_configs
 
@@ -133,8 +133,8 @@ def _each_alone(config: Config, walks: Walks) -> Iterator[Switched]:
         if settings:
             phases = walks.phases(with_settings(config, settings))
             yield Switched(saver.name, settings, saver.time, saver.changes, True, phases)
-    for planned in PLANNED:
-        yield Switched(planned.name, (), "", "", False, walks.planned(config, planned))
+    for each in TEACHER_SAVERS:
+        yield Switched(each.name, each.settings, "", "", bool(each.settings), walks.saved(config, each))
 
 
 def suggest(config: Config, walks: Walks) -> Suggestion:

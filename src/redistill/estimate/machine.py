@@ -37,21 +37,20 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A saver of the teacher's bytes that this version does not have. bits: of each parameter, None where they stay.
-    layers: so many of the largest are in one place at once, beside the rest. shared: by the processes."""
+class TeacherSaver:
+    """A saver of the teacher's bytes alone, which are reckoned and not walked. settings: what switches it on; none
+    where this version does not have it. bits: of each parameter, None where they stay. layers: so many of the largest
+    are in one place at once, beside the rest."""
 
     name: str
+    settings: tuple[str, ...] = ()
     bits: float | None = None
     layers: int = 0
-    shared: bool = False
 
-    def size(self, teacher: int, walk: Walk, processes: int) -> int:
+    def size(self, teacher: int, walk: Walk) -> int:
         """Bytes, where the teacher has `teacher` now."""
         whole = teacher if self.bits is None else round(walk.teacher.parameters * self.bits / 8)
-        return min(
-            teacher, (-(-whole // processes) if self.shared else whole) + self.layers * walk.teacher.layer
-        )
+        return min(teacher, whole + self.layers * walk.teacher.layer)
 
 
 @dataclass(frozen=True)
@@ -63,39 +62,39 @@ class Sharding:
     launch: str
 
 
-PLANNED: tuple[Planned, ...] = (
-    Planned("teacher in 8 bits", bits=8),
-    Planned("teacher in 4 bits", bits=4.25),  # a scale of 16 bits for every 64 numbers
-    Planned("teacher on the host, layer by layer", bits=0, layers=2),
-    Planned("teacher read once and kept", bits=0),
-    Planned("teacher shared by the processes", layers=2, shared=True),
+TEACHER_SAVERS: tuple[TeacherSaver, ...] = (
+    TeacherSaver("teacher in 8 bits", ("teacher.load_in_8bit=true",), bits=8),
+    # A scale of 16 bits for every 64 numbers.
+    TeacherSaver("teacher in 4 bits", ("teacher.load_in_4bit=true",), bits=4.25),
+    TeacherSaver("teacher read once and kept", ("teacher.cache=FOLDER", "rollout.lmbda=0"), bits=0),
+    TeacherSaver("teacher on the host, layer by layer", bits=0, layers=2),
 )
 
 SHARDINGS: tuple[Sharding, ...] = (
     Sharding("DDP", (), "--multi_gpu"),
-    Sharding("ZeRO-1", ("optimizer",), "--use_deepspeed --zero_stage 1"),
-    Sharding("ZeRO-2", ("optimizer", "gradients"), "--use_deepspeed --zero_stage 2"),
-    Sharding("FSDP2", ("optimizer", "gradients", "student"), "--use_fsdp --fsdp_version 2"),
+    Sharding("FSDP2", ("optimizer", "gradients", "student", "teacher"), "--use_fsdp --fsdp_version 2"),
 )
-"""From the fastest to the one that saves most; none was ever run here. ZeRO-3 shares what FSDP2 does. The teacher is
-whole in every process."""
+"""The faster one first."""
+
+# Each process reads or writes by itself in these: FSDP2's models are put together for them (`wrapped.gathered`).
+BY_ITSELF = ("rollout", "scoring", "revision", "policy", "validation", "measuring")
 
 
-def sharded(parts: Parts, sharding: Sharding, processes: int, walk: Walk) -> Parts:
+def sharded(parts: Parts, sharding: Sharding, processes: int, walk: Walk, phase: str) -> Parts:
     """The bytes of one of several processes; a whole part p becomes p / processes. One process: as they are.
 
-    DDP holds the gradients a second time, in buckets that stay. A student that is shared is brought together a layer
-    at a time while the next is on its way, and so is its gradient.
+    DDP holds the gradients a second time, in buckets that stay. A model that is shared is brought together a layer at
+    a time while the next is on its way, and so is its gradient; and whole in the phases `BY_ITSELF`.
     """
     if processes == 1:
         return parts
-    shares = {
-        name: -(-size // processes) if name in sharding.shared else size for name, size in parts.items()
-    }
+    models = {"student": walk.student.layer, "teacher": walk.teacher.layer}
+    shared = set(sharding.shared) - (set(models) if phase in BY_ITSELF else set())
+    shares = {name: -(-size // processes) if name in shared else size for name, size in parts.items()}
     if not sharding.shared:
         shares["gradients"] = shares.get("gradients", 0) + walk.student.gradients
-    if "student" in sharding.shared:
-        shares["student"] += 2 * walk.student.layer
+    for name in shared & set(models) & set(parts):
+        shares[name] += 2 * models[name]
     return shares
 
 
@@ -119,16 +118,19 @@ class Walks:
         if config.rollout.engine == "vllm" and vllm.mode == "colocate":
             itself += round((machine.memory or 0) * vllm.gpu_memory_utilization)
         return tuple(
-            replace(each, parts=sharded(each.parts, sharding, machine.processes, walk) | {"process": itself})
+            replace(
+                each,
+                parts=sharded(each.parts, sharding, machine.processes, walk, each.name) | {"process": itself},
+            )
             for each in walk.phases
         )
 
-    def planned(self, config: Config, what: Planned) -> tuple[Phase, ...]:
-        """As if this version had it."""
-        walk, processes = self.walk(config), self.machine.processes
+    def saved(self, config: Config, saver: TeacherSaver) -> tuple[Phase, ...]:
+        """With the teacher's bytes as `saver` leaves them."""
+        walk = self.walk(config)
 
         def less(parts: Parts) -> Parts:
-            return parts | {"teacher": what.size(parts.get("teacher", 0), walk, processes)}
+            return parts | {"teacher": saver.size(parts.get("teacher", 0), walk)}
 
         return tuple(replace(each, parts=less(each.parts)) for each in self.phases(config))
 
