@@ -142,7 +142,7 @@ class SpanFinder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chunker: ChunkerName | Chunker):
         self._tokenizer = tokenizer
-        self._chunker = load_chunker(chunker) if isinstance(chunker, str) else chunker
+        self._chunker = chunker if callable(chunker) else load_chunker(chunker)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spans")
 
     def ask(self, response: Sequence[int], clock: Clock) -> Callable[[], list[int]]:

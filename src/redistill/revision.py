@@ -106,7 +106,7 @@ class Writing:
 class Reading:
     """How both models read; the fields are arguments of `scored`."""
 
-    teacher: nn.Module
+    teacher: nn.Module | Teacher
     how: Sampling
     keep: bool
     packed: bool

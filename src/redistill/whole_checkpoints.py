@@ -31,6 +31,10 @@ class WholeCheckpoints(Trainer):
     clip_optimizer: ClipOptimizer
     rollout_state: RolloutState
     bad_steps: BadSteps
+    # The engine's own, which it makes before any checkpoint is written or read.
+    model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    optimizer: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    lr_scheduler: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     _unfinished: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -143,7 +143,8 @@ def _reshard_layers(model: Any) -> None:
     """As accelerate had it: the layers give up what they gathered, the last one and the head not."""
     from accelerate.state import AcceleratorState
 
-    model.set_reshard_after_forward(bool(AcceleratorState().fsdp_plugin.reshard_after_forward))
+    plugin: Any = AcceleratorState().fsdp_plugin
+    model.set_reshard_after_forward(bool(plugin.reshard_after_forward))
     for module in (model, model.get_output_embeddings()):
         module.set_reshard_after_forward(False, recurse=False)
 
@@ -171,7 +172,7 @@ def whole_of(value: Any) -> Any:
 
     if isinstance(value, dict):
         return {name: whole_of(each) for name, each in value.items()}
-    value = value.detach().full_tensor() if isinstance(value, DTensor) else value
+    value = value.full_tensor().detach() if isinstance(value, DTensor) else value
     return value.cpu() if isinstance(value, Tensor) else value
 
 

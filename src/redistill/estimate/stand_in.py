@@ -14,6 +14,7 @@ from redistill.estimate.ledger import Ledger
 from redistill.losses.chunked import Part
 from redistill.models import Head
 from redistill.objective import Objective, Written
+from redistill.teachers.signal import TopK
 
 _ROWS = 4
 
@@ -60,7 +61,7 @@ class SizedObjective(Objective):
     def forward(
         self,
         student: Tensor,
-        teacher: Tensor | None,
+        teacher: Tensor | TopK | None,
         targets: Tensor,
         spans: Tensor,
         sft: bool,
