@@ -37,6 +37,8 @@ VALUES = {
     "student.lora": {"r": 4},
     "training": {"learning_rate": 2e-5},
     "rollout.vllm.url": "https://far:1",
+    "teacher.server": {"top_k": 5},
+    "teacher.server.url": "https://far:2",
     "evaluation.seeds": [1, 2],
     "method": "sft",
     "objective.dac.lower": 0.25,

@@ -110,9 +110,14 @@ def fake_vllm() -> ModuleType:
 
 
 @contextmanager
-def serving(folder, tokenizer, mischief: Callable[[str, BaseHTTPRequestHandler], bool] = lambda *_: False):
+def serving(
+    folder,
+    tokenizer,
+    mischief: Callable[[str, BaseHTTPRequestHandler], bool] = lambda *_: False,
+    max_logprobs: int = 384,
+):
     """A server of the model in `folder`: its url and its `Engine`. mischief: is shown every path and the handler, and
-    returns True when it has replied itself (or has not)."""
+    returns True when it has replied itself (or has not). max_logprobs: the most it gives for a token."""
     engine = Engine(str(folder))
 
     class Handler(BaseHTTPRequestHandler):
@@ -136,7 +141,22 @@ def serving(folder, tokenizer, mischief: Callable[[str, BaseHTTPRequestHandler],
             if not mischief(self.path, self):
                 self.reply(replies[self.path](body))
 
+    def score(body):
+        """Every token of the prompt but the first: its k most probable ids, and the token itself."""
+        prompt, k = body.pop("prompt"), body.pop("prompt_logprobs")
+        assert body == {"model": str(folder), "max_tokens": 1, "temperature": 0.0}
+        with torch.no_grad():
+            rows = engine.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        said = [None]
+        for row, token in zip(rows, prompt[1:], strict=False):
+            order = row.argsort(descending=True).tolist()
+            kept = {*order[: min(k, max_logprobs)], token}
+            said.append({str(i): {"logprob": float(row[i]), "rank": 1 + order.index(i)} for i in kept})
+        return {"choices": [{"index": 0, "text": "x", "prompt_logprobs": said}]}
+
     def complete(body):
+        if "prompt_logprobs" in body:
+            return score(body)
         assert body.pop("model") == str(folder) and body.pop("return_token_ids")
         prompt = body.pop("prompt")
         said = engine.answer(prompt, SamplingParams(**body))

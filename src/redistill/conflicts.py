@@ -12,7 +12,19 @@ def conflicts_of_teacher(
     student: StudentSettings, teacher: TeacherSettings, rollout: RolloutSettings, objective: ObjectiveSettings
 ) -> Iterator[tuple[bool, str, str]]:
     """Whether something is wrong, the setting, and a sentence about it."""
-    cached, quantized = teacher.cache is not None, teacher.load_in_8bit or teacher.load_in_4bit
+    cached, served = teacher.cache is not None, teacher.server is not None
+    quantized = teacher.load_in_8bit or teacher.load_in_4bit
+    yield (
+        cached and served,
+        "teacher.server",
+        "teacher.cache and teacher.server are both set; keep one of them.",
+    )
+    yield (
+        served and (rollout.teacher_mix > 0 or objective.policy.weight > 0),
+        "teacher.server",
+        "rollout.teacher_mix and objective.policy.weight need the teacher's whole distribution: set both to 0, or "
+        "leave out teacher.server.",
+    )
     yield (
         teacher.load_in_8bit and teacher.load_in_4bit,
         "teacher.load_in_8bit",
@@ -35,8 +47,8 @@ def conflicts_of_teacher(
         "teacher.cache out.",
     )
     yield (
-        cached and objective.temperature != 1,
+        (cached or served) and objective.temperature != 1,
         "objective.temperature",
-        "of a cached teacher's tail only the mass at temperature 1 is known: with teacher.cache leave "
-        "objective.temperature at 1.",
+        "of a truncated teacher's tail only the mass at temperature 1 is known: with teacher.cache or teacher.server "
+        "leave objective.temperature at 1.",
     )

@@ -16,7 +16,7 @@ from redistill.clock import Clock
 from redistill.config import Config, DataSettings, TeacherSettings
 from redistill.data import DataError, load_examples
 from redistill.hub import check_pushing
-from redistill.loading import best_device
+from redistill.loading import best_device, output_rows
 from redistill.models import (
     add_lora,
     check_forward,
@@ -30,6 +30,8 @@ from redistill.sample import Example, Sample
 from redistill.student import prune_layers, select_layers
 from redistill.teacher_answers import with_teacher_answers
 from redistill.teachers.cached import CachedTeacher
+from redistill.teachers.served import ServedTeacher
+from redistill.teachers.signal import Teacher
 from redistill.trainer import DistillTrainer
 
 log = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a `DistillTrainer` needs, over one vocabulary. teacher: None where the cache is all that is needed.
-    cache: what is trained from in its place."""
+    """Everything a `DistillTrainer` needs, over one vocabulary. teacher: None where its model is not needed.
+    remote: the cache or server that is trained from in its place."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel | None
@@ -58,7 +60,7 @@ class Prepared:
     train: Split
     heldout: Split
     evaluation: Split
-    cache: CachedTeacher | None = None
+    remote: Teacher | None = None
 
 
 def prepare(config: Config) -> Prepared:
@@ -73,10 +75,10 @@ def prepare(config: Config) -> Prepared:
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
     device = "cpu" if config.training.get("use_cpu") else best_device()
     cache = None if settings.cache is None else CachedTeacher(Path(settings.cache))
-    teacher = load_teacher(config, device) if cache is None or _asks_beside_cache(config) else None
+    remote = cache is not None or settings.server is not None
+    teacher = load_teacher(config, device) if not remote or _asks_for_the_model(config) else None
     student = load_student(config, teacher, tokenizer, train.samples, device)
-    rows = teacher if cache is None or teacher is not None else cache.vocabulary
-    assert rows is not None
+    rows = teacher or (cache.vocabulary if cache is not None else output_rows(settings.model_name_or_path))
     vocabulary = shared_vocabulary(tokenizer, tokenizer, student, rows)
     for model in filter(None, (student, teacher)):
         check_forward(model, vocabulary)
@@ -85,24 +87,25 @@ def prepare(config: Config) -> Prepared:
         eos = ends_of(tokenizer, teacher, config.data.template)
         answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
         train = replace(train, samples=tuple(answered))
+    served = ServedTeacher(settings.server, tokenizer, vocabulary) if settings.server is not None else None
     if cache is not None:
         cache.check(config, tokenizer, vocabulary, train.samples, heldout.samples)
-        # What is measured after training needs it once more.
-        teacher = teacher if "evaluation" in config.model_fields_set else None
+    if remote and "evaluation" not in config.model_fields_set:
+        teacher = None  # what is measured after training would need it once more
     sizes = [parameter_count(model) for model in (student, teacher) if model is not None]
     log.info("parameters of the student, and of the teacher where it stays loaded: %s", sizes)
-    return Prepared(student, teacher, tokenizer, train, heldout, evaluation, cache)
+    return Prepared(student, teacher, tokenizer, train, heldout, evaluation, cache or served)
 
 
-def _asks_beside_cache(config: Config) -> bool:
-    """Whether a recipe with a cache asks for the model too: before or after training, where no cache can answer."""
+def _asks_for_the_model(config: Config) -> bool:
+    """Whether a recipe with a cache or a server needs the model too: for what is done before or after training."""
     asked = {
         "student.prune": config.student.prune is not None,
         "data.responses: teacher": config.data.responses == "teacher",
         "the section evaluation": "evaluation" in config.model_fields_set,
     }
     if why := [name for name, wanted in asked.items() if wanted]:
-        log.warning("the teacher's model is loaded beside its cache, for %s", " and ".join(why))
+        log.warning("the teacher's model is loaded besides, for %s", " and ".join(why))
     return bool(why)
 
 
@@ -138,7 +141,7 @@ def trainer_of(
     new_clock: Callable[[], Clock] = Clock,
 ) -> DistillTrainer:
     """The trainer of what was prepared, without the engine's own printer; `config` is one of `in_folder`."""
-    teacher = prepared.cache or prepared.teacher
+    teacher = prepared.remote or prepared.teacher
     assert teacher is not None
     trainer = DistillTrainer(
         prepared.student,

@@ -80,6 +80,22 @@ class StudentSettings(ModelSettings):
     """Train adapters in place of all weights."""
 
 
+class ServedSettings(Settings):
+    """A teacher on a server with vLLM's /v1/completions (`prompt_logprobs`) and /tokenize."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")] = "http://localhost:8000"
+    """Where the server is."""
+    top_k: Count = 20
+    """Ids kept at each token; all else is one outcome. The most that vLLM gives unless it is started with a higher
+    --max-logprobs."""
+    concurrency: Count = 8
+    """Requests under way at once, of one response each. Ours."""
+    timeout: Positive = 600.0
+    """Seconds that the server may take for one response. Ours."""
+    retries: Index = 3
+    """How often a request that failed is sent anew, after 1, 2, 4, .. seconds. Ours."""
+
+
 class TeacherSettings(ModelSettings):
     """The model that is learnt from. Its tokenizer is the run's."""
 
@@ -88,6 +104,8 @@ class TeacherSettings(ModelSettings):
     cache: Text | None = None
     """Folder of what the teacher says of the data, written by `redistill cache-teacher`: training reads it in the
     model's place; null: none."""
+    server: ServedSettings | None = None
+    """Ask a server in the model's place; null: none. model_name_or_path then names its tokenizer and config."""
     load_in_8bit: bool = False
     """Weights in 8 bits, LLM.int8() (bitsandbytes, through transformers): half the memory of bfloat16."""
     load_in_4bit: bool = False

@@ -24,7 +24,7 @@ from redistill.generate import in_batches
 from redistill.settings import VllmSettings
 
 # Letters, digits, signs and two other scripts: tokenizers that agree on it are one.
-_PROBE = "The 3 rivers (2019) don't run past 1,250 mills; ¿qué? 河は流れる\n\tfor i in range(10):"
+PROBE = "The 3 rivers (2019) don't run past 1,250 mills; ¿qué? 河は流れる\n\tfor i in range(10):"
 
 
 class ServedVllm:
@@ -32,7 +32,7 @@ class ServedVllm:
 
     def __init__(self, model: nn.Module, settings: VllmSettings, tokenizer: PreTrainedTokenizerBase):
         self.model = model
-        self._server = Server(settings.url.rstrip("/"), settings.timeout, settings.retries)
+        self._server = Server(settings.url, settings.timeout, settings.retries, "rollout.vllm.url")
         self._folders = WeightFolders(settings.weights_dir)
         self._name = self._model_name()
         self._check_tokenizer(tokenizer)
@@ -83,20 +83,24 @@ class ServedVllm:
         return str(self._of(self._server.ask("/v1/models"), "data")[0].get("id"))
 
     def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        request = {"model": self._name, "prompt": _PROBE, "add_special_tokens": False}
+        request = {"model": self._name, "prompt": PROBE, "add_special_tokens": False}
         theirs = self._of(self._server.ask("/tokenize", request), "tokens")
-        if theirs != tokenizer.encode(_PROBE, add_special_tokens=False):
+        if theirs != tokenizer.encode(PROBE, add_special_tokens=False):
             raise ValueError(
                 f"{self._server.url} serves {self._name} with another tokenizer than the student's: start it on the "
                 "student's own model."
             )
 
 
-class Server:
-    """A JSON server. timeout: seconds for one reply. retries: new tries after a failure that may pass."""
+_WEIGHT_UPDATES = ("/collective_rpc", "/reset_prefix_cache")
 
-    def __init__(self, url: str, timeout: float, retries: int):
-        self.url, self.timeout, self.retries = url, timeout, retries
+
+class Server:
+    """A JSON server. timeout: seconds for one reply. retries: new tries after a failure that may pass. setting: that
+    which has the url, for what is said of it."""
+
+    def __init__(self, url: str, timeout: float, retries: int, setting: str):
+        self.url, self.timeout, self.retries, self._setting = url.rstrip("/"), timeout, retries, setting
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """What the server replies to `body` (POST), or to nothing (GET); None where it replies nothing.
@@ -113,7 +117,7 @@ class Server:
                 if error.code < 500:
                     hint = (
                         " Start it with VLLM_SERVER_DEV_MODE=1, which weight updates need."
-                        if error.code == 404
+                        if error.code == 404 and path in _WEIGHT_UPDATES
                         else ""
                     )
                     raise ValueError(f"{self.url}{path} refuses ({error.code}: {said}).{hint}") from None
@@ -130,7 +134,7 @@ class Server:
             if again < self.retries:
                 time.sleep(2.0**again)
         raise ValueError(
-            f"{self.url}{path} {failure}, {self.retries + 1} times in a row: is the server of rollout.vllm.url "
+            f"{self.url}{path} {failure}, {self.retries + 1} times in a row: is the server of {self._setting} "
             "alive? Start it again and go on from the last checkpoint."
         )
 
