@@ -43,10 +43,12 @@ def test_a_long_run_stays_as_it_was(place, lives, tell):
     assert len(threads) == 1, threads
     # A file is open while a line or a checkpoint is written: the fewest are those that stay.
     assert min(each[2] for each in late) <= min(each[2] for each in early)
-    assert len(list(run.glob("checkpoint-*"))) <= 3
-    assert max(count for count, _ in sizes[len(sizes) // 2 :]) <= max(
-        count for count, _ in sizes[: len(sizes) // 2]
-    )
+    checkpoints = list(run.glob("checkpoint-*"))
+    assert len(checkpoints) <= 3
+    # One half of the run may have been looked at while a checkpoint was written, and the other not.
+    one = len(list(checkpoints[0].iterdir()))
+    half = len(sizes) // 2
+    assert max(count for count, _ in sizes[half:]) <= max(count for count, _ in sizes[:half]) + one
     lines = {path.name: path.stat().st_size / steps for path in sorted(run.glob("*.jsonl"))}
     assert lines["steps.jsonl"] < 2_000
     tell(
