@@ -138,6 +138,7 @@ NOT_RUN = {
     "make test": "runs this",
     "source .venv/bin/activate": "changes the reader's shell",
     "VLLM_SERVER_DEV_MODE=1 vllm serve": "needs vLLM and a GPU; test_vllm.py runs a stand-in",
+    "vllm serve": "needs vLLM and a GPU; test_served_teacher.py runs a stand-in",
     "redistill compare": "starts processes; test_compare.py",
     "redistill evaluate STUDENT": "STUDENT is the reader's; test_suites.py and test_tasks.py",
     "redistill report": "runs/mine is the reader's; test_report.py",
