@@ -238,6 +238,8 @@ def test_python_on_a_page_runs(page):
     for block in blocks(page, "python"):
         known = {"student_logits": torch.randn(3, 50), "teacher_logits": torch.randn(3, 50)}
         exec(compile(block, page.name, "exec"), known)
+        made = [each for each in known.values() if isinstance(each, torch.Tensor)]
+        assert all(bool(each.isfinite().all()) for each in made), block
 
 
 def test_the_example_of_a_new_loss_trains(tmp_path, models):

@@ -31,6 +31,7 @@ class YamlError(ValueError):
 class _Loader(yaml.SafeLoader):
     """SafeLoader reads `1e-4` as text, as YAML 1.1 asks; YAML 1.2, and whoever writes it, mean a number."""
 
+    # The parent's class attribute by its own name, which PyYAML reads and never writes: no ClassVar to declare.
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] in _PLAIN]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -52,7 +52,8 @@ def narrowed(heads: Sequence[Head], training: Mapping[str, Any]) -> int:
 
 
 class SizedObjective(Objective):
-    """Takes the place of the objective: holds what that would (`loss_needs`), and `beside`, and computes nothing."""
+    """Takes the place of the objective, so with its signature: holds what that would (`loss_needs`), and `beside`,
+    and computes nothing."""
 
     def __init__(self, settings: ObjectiveSettings, needs: tuple[int, int], beside: int = 0):
         super().__init__(settings)
