@@ -1,11 +1,14 @@
-"""A key/value cache with room for what is still to be written: a new token is no copy of all before it."""
+"""Key/value caches: with room for what is still to be written, so that a new token is no copy of all before it; and
+with a row for each of several sequences that were read in one."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers import PretrainedConfig
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 ROOM = 64
 
@@ -58,3 +61,22 @@ def make_room(cache: Any) -> None:
 def can_be_cut(cache: Any) -> bool:
     """Whether every layer of the cache holds every token: those of a sliding window or a linear attention do not."""
     return all(type(layer) in (DynamicLayer, RoomyLayer) for layer in cache.layers)
+
+
+def would_be_cut(config: PretrainedConfig) -> bool:
+    """`can_be_cut` of the cache that a model of this kind makes, as far as its settings tell."""
+    return can_be_cut(DynamicCache(config=config))
+
+
+def a_row_each(cache: Any, first: Tensor, longest: int) -> None:
+    """Exchange the rows of the cache, in place, for one row of `longest` columns a sequence. first: [B], where each
+    starts, a flat index into rows and columns. What follows a sequence in its row is of others."""
+    columns = first[:, None] + torch.arange(longest, device=first.device)
+    for layer in cache.layers:
+        layer.keys, layer.values = (_picked(each, columns) for each in (layer.keys, layer.values))
+
+
+def _picked(states: Tensor, columns: Tensor) -> Tensor:
+    """[R, heads, L, width] -> [B, heads, longest, width]; behind the last row the last column again."""
+    flat = states.transpose(1, 2).flatten(0, 1)
+    return flat[columns.clamp(max=len(flat) - 1)].transpose(1, 2)

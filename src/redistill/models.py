@@ -149,15 +149,18 @@ def read_all(
     select: Tensor,
     position_ids: Tensor | None = None,
     use_cache: bool = True,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Any]:
-    """`hidden_states`, and the key/value cache of all columns; None if it is not wanted or the model keeps none."""
+    """`hidden_states`, and the key/value cache of all columns; None if it is not wanted or the model keeps none.
+    mask: [B, 1, L, L], which columns each sees, where positions alone do not tell (`packing.apart`)."""
     inner = plain_model(model)
     decoder = inner.base_model
     if decoder is inner:
         raise ValueError(
             f"{type(inner).__name__} has no decoder of its own: a causal language model is needed."
         )
-    where = {} if position_ids is None else {"position_ids": position_ids}
+    where = {"position_ids": position_ids, "attention_mask": mask}
+    where = {name: value for name, value in where.items() if value is not None}
     output = decoder(input_ids=input_ids, use_cache=use_cache, return_dict=True, **where)
     hidden = output.last_hidden_state
     selected = hidden.reshape(-1, hidden.shape[-1]).index_select(0, select)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from redistill.cache import can_be_cut
+from redistill.cache import a_row_each, can_be_cut, would_be_cut
 from redistill.generate import Decoding, answering
-from redistill.models import head_of, read_all
-from redistill.packing import lay_out, packs
+from redistill.models import head_of, plain_model, read_all
+from redistill.packing import apart, lay_out, packs
 from redistill.sample import Sample
 from redistill.settings import TeacherSettings
 from redistill.teachers.offload import Offloaded
@@ -80,15 +80,16 @@ def read_responses(
     model: nn.Module, samples: Sequence[Sample], *, keep: bool = False, packed: bool = False
 ) -> tuple[Tensor, Decoding | None]:
     """Hidden states [N, H] that predict the N response tokens, sample after sample; and what was read, if `keep` and
-    if it can be cut. packed: see `packing.packs`; what is to be kept lies a sequence a row.
+    if it can be cut; a sequence a row then. packed: see `packing.packs`.
 
     Without samples one token is read all the same: of a sharded model other ranks wait for this one's part.
     """
     device = next(model.parameters()).device
+    keep = keep and would_be_cut(plain_model(model).config)
     rows = [each.prompt + each.response for each in samples]
     # What follows the last token is only asked by who writes on.
     read = rows if keep else [row[:-1] for row in rows]
-    layout = lay_out(read or [(0,)], packed=packed and not keep)
+    layout = lay_out(read or [(0,)], packed=packed)
     select = torch.cat(
         [
             torch.arange(0),
@@ -99,9 +100,12 @@ def read_responses(
         ]
     )
     where = None if layout.position_ids is None else layout.position_ids.to(device)
-    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, use_cache=keep)
+    mask = apart(model, where) if keep and where is not None else None
+    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, keep, mask)
     if cache is None or not can_be_cut(cache):
         return hidden, None
     lengths = torch.tensor([len(row) for row in rows], device=device)
-    mask = torch.arange(layout.input_ids.shape[1], device=device) < lengths[:, None]
-    return hidden, Decoding(cache, mask.long(), lengths)
+    longest = max(map(len, rows))
+    if where is not None:
+        a_row_each(cache, torch.tensor(layout.first, device=device), longest)
+    return hidden, Decoding(cache, (torch.arange(longest, device=device) < lengths[:, None]).long(), lengths)
