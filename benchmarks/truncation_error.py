@@ -26,7 +26,7 @@ from redistill.models import Head, head_of, load_model, load_tokenizer
 from redistill.objective import Objective
 from redistill.sample import Sample
 from redistill.student import prune_layers, select_layers
-from redistill.teachers.local import read_responses
+from redistill.teachers.reading import read_responses
 from redistill.teachers.signal import TopK, most_probable
 from redistill.teachers.store import pack, unpack
 

@@ -15,7 +15,7 @@ from redistill.objective import Objective, batch_loss
 from redistill.packing import first_fit, lay_out, packs
 from redistill.sample import Sample
 from redistill.sampling import Sampling
-from redistill.scoring import position_uniforms, scored
+from redistill.scoring import Scorer, position_uniforms
 from redistill.teachers.local import LocalTeacher
 
 COUNTS = Counts(80.0, 80.0, 20.0)
@@ -104,24 +104,23 @@ def test_loss_and_gradients_do_not_know_whether_rows_were_packed(make):
         assert torch.linalg.vector_norm(one - other) <= 1e-5 * torch.linalg.vector_norm(one)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_scores_do_not_know_it_either(keep):
-    samples = [row.sample for row in rows_of_all_groups()]
+def test_scores_do_not_know_it_either_nor_what_was_kept():
+    samples = [row.sample for row in rows_of_all_groups()][:7]
     student, teacher, how = tiny_llama(VOCAB), tiny_gpt2(VOCAB), Sampling()
     uniforms = position_uniforms(samples, how, torch.Generator().manual_seed(0))
-    apart, together = (
-        list(scored(student, teacher, samples, VOCAB, how, uniforms, 5, keep=keep, packed=packed))
-        for packed in (False, True)
-    )
-    for (rows, scores, alone), (others, same, state) in zip(apart, together, strict=True):
-        assert rows == others and (state is not None) == keep
-        if keep:
-            read = state.mask.bool()
-            assert read.equal(alone.mask.bool()) and state.position.equal(alone.position)
-            for one, other in zip(alone.cache.layers, state.cache.layers, strict=True):
-                for part in ("keys", "values"):
-                    a, b = (getattr(each, part).transpose(1, 2)[read] for each in (one, other))
-                    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        for one, other in zip(scores, same, strict=True):
+    start, found = [0] * len(samples), []
+    for packed, keep in product((False, True), repeat=2):
+        scorer = Scorer(student, teacher, VOCAB, how, packed=packed, keep=keep)
+        found.append((scorer.score(samples, start, start, uniforms), scorer.own.state))
+    for scores, _ in found[1:]:
+        for one, other in zip(found[0][0], scores, strict=True):
             assert one.teacher_token.equal(other.teacher_token)
             torch.testing.assert_close(one.kl, other.kl, rtol=1e-4, atol=1e-6)
+    assert [state is not None for _, state in found] == [False, True, False, True]
+    apart, together = found[1][1], found[3][1]
+    read = apart.mask.bool()
+    assert read.equal(together.mask.bool()) and apart.position.equal(together.position)
+    for one, other in zip(apart.cache.layers, together.cache.layers, strict=True):
+        for part in ("keys", "values"):
+            a, b = (getattr(each, part).transpose(1, 2)[read] for each in (one, other))
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -273,9 +273,18 @@ def test_a_batch_of_one_equals_the_row_in_a_batch_of_many_when_greedy():
             ]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("family", [tiny_gpt2, tiny_llama])
-def test_writing_on_from_what_was_read_equals_reading_it_again(family, monkeypatch):
-    pair = family(VOCAB, seed=1), family(VOCAB, seed=2)
+def test_going_on_from_what_was_read_equals_reading_it_again(family, packed, monkeypatch):
+    """Writing and, in later rounds, scoring: by both models."""
+    pair, counts = (family(VOCAB, seed=1), family(VOCAB, seed=2)), {}
+    for who, model in zip(("student", "teacher"), pair, strict=True):
+
+        def counted(_, ids, options, who=who):
+            read = options.get("input_ids", ids[0] if ids else None)
+            counts[who] = counts.get(who, 0) + read.numel()
+
+        model.base_model.register_forward_pre_hook(counted, with_kwargs=True)
     options = {
         "rounds": 3,
         "teacher_token": "sample",
@@ -283,12 +292,20 @@ def test_writing_on_from_what_was_read_equals_reading_it_again(family, monkeypat
         "limit": 24,
         "vocabulary": VOCAB,
     }
-    options["eos"] = frozenset({EOS_ID})
+    options |= {"eos": frozenset({EOS_ID}), "packed": packed}
     on = revise(pair, rollouts(), **options)
-    monkeypatch.setattr("redistill.teachers.local.can_be_cut", lambda _: False)
+    fewer = counts.copy()
+    counts.clear()
+    monkeypatch.setattr("redistill.teachers.reading.can_be_cut", lambda _: False)
     anew = revise(pair, rollouts(), **options)
     assert [each.response for each in on] == [each.response for each in anew]
+    for one, other in zip(on, anew, strict=True):
+        for edit, same in zip(one.edits, other.edits, strict=True):
+            assert (edit.position, edit.before) == (same.position, same.before)
+            assert edit.kl_tokens == pytest.approx(same.kl_tokens, abs=2e-4)
+            assert edit.log_likelihood == pytest.approx(same.log_likelihood, abs=1e-4)
     assert sum(len(each.edits) for each in on) > len(on)
+    assert all(fewer[who] < counts[who] for who in counts), (fewer, counts)
 
 
 def test_a_sliding_window_has_forgotten_what_a_cut_would_need():

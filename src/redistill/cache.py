@@ -3,9 +3,9 @@ with a row for each of several sequences that were read in one."""
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -68,15 +68,21 @@ def would_be_cut(config: PretrainedConfig) -> bool:
     return can_be_cut(DynamicCache(config=config))
 
 
-def a_row_each(cache: Any, first: Tensor, longest: int) -> None:
-    """Exchange the rows of the cache, in place, for one row of `longest` columns a sequence. first: [B], where each
-    starts, a flat index into rows and columns. What follows a sequence in its row is of others."""
-    columns = first[:, None] + torch.arange(longest, device=first.device)
+def pick_columns(cache: Any, columns: Tensor) -> None:
+    """Lay the cache anew, in place: `columns` [B, L] are flat indices into its rows and columns, those past the last
+    meaning the last."""
     for layer in cache.layers:
         layer.keys, layer.values = (_picked(each, columns) for each in (layer.keys, layer.values))
 
 
 def _picked(states: Tensor, columns: Tensor) -> Tensor:
-    """[R, heads, L, width] -> [B, heads, longest, width]; behind the last row the last column again."""
+    """[R, heads, C, width] -> [B, heads, L, width]."""
     flat = states.transpose(1, 2).flatten(0, 1)
-    return flat[columns.clamp(max=len(flat) - 1)].transpose(1, 2)
+    return flat[columns.clamp(max=len(flat) - 1).to(flat.device)].transpose(1, 2)
+
+
+def forked(cache: Any) -> Any:
+    """A cache of the same keys and values: what one of the two appends, drops or picks, the other does not."""
+    fork = copy(cache)
+    fork.layers = [copy(layer) for layer in cache.layers]
+    return fork

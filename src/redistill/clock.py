@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TypeVar
 
-Item = TypeVar("Item")
 # Entered with the name of a phase while it lasts, to measure more of it than its time (`meters.py`).
 Meter = Callable[[str], AbstractContextManager[None]]
 
@@ -41,14 +39,3 @@ class Clock:
         """`seconds` since the clock was made, and `seconds_<phase>` of each phase."""
         whole = time.perf_counter() - self._started
         return {"seconds": whole} | {f"seconds_{name}": seconds for name, seconds in self.seconds.items()}
-
-    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """The items; what it takes to make them is the phase's."""
-        source = iter(items)
-        while True:
-            with self.phase(name):
-                try:
-                    item = next(source)
-                except StopIteration:
-                    return
-            yield item

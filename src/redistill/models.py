@@ -150,16 +150,15 @@ def read_all(
     position_ids: Tensor | None = None,
     use_cache: bool = True,
     mask: Tensor | None = None,
+    cache: Any = None,
 ) -> tuple[Tensor, Any]:
     """`hidden_states`, and the key/value cache of all columns; None if it is not wanted or the model keeps none.
-    mask: [B, 1, L, L], which columns each sees, where positions alone do not tell (`packing.apart`)."""
+    mask: which columns each sees, where positions do not tell. cache: of what was read before."""
     inner = plain_model(model)
-    decoder = inner.base_model
+    decoder, name = inner.base_model, type(inner).__name__
     if decoder is inner:
-        raise ValueError(
-            f"{type(inner).__name__} has no decoder of its own: a causal language model is needed."
-        )
-    where = {"position_ids": position_ids, "attention_mask": mask}
+        raise ValueError(f"{name} has no decoder of its own: a causal language model is needed.")
+    where = {"position_ids": position_ids, "attention_mask": mask, "past_key_values": cache}
     where = {name: value for name, value in where.items() if value is not None}
     output = decoder(input_ids=input_ids, use_cache=use_cache, return_dict=True, **where)
     hidden = output.last_hidden_state

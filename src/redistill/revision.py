@@ -6,9 +6,10 @@ teacher's token takes the place of the student's, and the student writes on from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from redistill.engines.writer import Loop, Request, Writer
 from redistill.generate import Decoding, answering, draw_uniforms, go_on, select_rows
 from redistill.sample import Edit, Sample
 from redistill.sampling import Sampling
-from redistill.scoring import Score, TeacherToken, check_samples, position_uniforms, scored
+from redistill.scoring import Score, Scorer, TeacherToken, batches, check_samples, position_uniforms
 from redistill.teachers.signal import Teacher
 
 
@@ -71,22 +72,42 @@ def revise_samples(
     """
     _check_settings(rounds, max_completion_length)
     check_samples(samples, batch_size)
-    loop, limit = writer or Loop(student), max_completion_length
-    writing = Writing(student, loop, sampling, eos, vocabulary, limit, batch_size)
-    how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
-    reading = Reading(teacher, how, keep=not writer, packed=packed)
+    limit = max_completion_length
+    looked_at = [row for row, each in enumerate(samples) if each.response and rounds]
     revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
-    start = {row: 0 for row, each in enumerate(samples) if each.response}
-    for _ in range(rounds):
-        looked_at = [(revised[row], first) for row, first in start.items()]
-        # All random numbers come first, so that the cut into batches, and over ranks, changes none.
-        teachers = position_uniforms([_cut(each, limit) for each, _ in looked_at], how, generator)
-        own = draw_uniforms(len(looked_at), limit, sampling, generator)
-        correct = partial(_correct_some, writing, reading, looked_at, teachers, own, clock or Clock())
-        found = dict(zip(start, ranks.divided(len(looked_at), correct), strict=True))
-        revised = [found[row][0] if row in found else each for row, each in enumerate(revised)]
-        start = {row: end for row, (each, end) in found.items() if end and end < len(each.response)}
+    texts = [samples[row] for row in looked_at]
+    how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
+    chance = [_chance(texts, how, sampling, limit, generator, number) for number in range(rounds)]
+    writing = Writing(student, writer or Loop(student), sampling, eos, vocabulary, limit, batch_size)
+    reading = Reading(teacher, how, keep=not writer, packed=packed)
+    correct = partial(_revise_some, writing, reading, texts, chance, clock or Clock())
+    for row, found in zip(looked_at, ranks.divided(len(looked_at), correct), strict=True):
+        revised[row] = found
     return revised
+
+
+class Chance(NamedTuple):
+    """The random numbers of one round, in [0, 1). teachers: at least one for each position of each response. own:
+    [rows, limit]. All are drawn beforehand, so that the cut into batches, and over ranks, changes none."""
+
+    teachers: Sequence[Tensor]
+    own: Tensor
+
+
+def _chance(
+    texts: Sequence[Sample],
+    how: Sampling,
+    sampling: Sampling,
+    limit: int,
+    generator: torch.Generator | None,
+    number: int,
+) -> Chance:
+    # How long the answers are is known before the first round only.
+    if number == 0:
+        teachers = position_uniforms([_cut(each, limit) for each in texts], how, generator)
+    else:
+        teachers = tuple(draw_uniforms(len(texts), limit, how, generator))
+    return Chance(teachers, draw_uniforms(len(texts), limit, sampling, generator))
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class Reading:
-    """How both models read; the fields are arguments of `scored`."""
+    """How both models read; the fields are arguments of `Scorer`."""
 
     teacher: nn.Module | Teacher
     how: Sampling
@@ -112,37 +133,63 @@ class Reading:
     packed: bool
 
 
-def _correct_some(
+def _revise_some(
     writing: Writing,
     reading: Reading,
-    looked_at: Sequence[tuple[Sample, int]],
-    teachers: Sequence[Tensor],
-    own: Tensor,
+    texts: Sequence[Sample],
+    chance: Sequence[Chance],
     clock: Clock,
     places: list[int],
-) -> list[tuple[Sample, int]]:
-    """One round on the samples at `places`, each behind its first position: what became of them, and their lengths
-    up to the correction; 0 without one."""
-    revised = [looked_at[place][0] for place in places]
-    start, ends = [looked_at[place][1] for place in places], [0] * len(places)
-    batches = scored(
+) -> list[Sample]:
+    """What becomes of the texts at `places`."""
+    revised = [texts[place] for place in places]
+    for rows in batches([_cut(each, writing.limit) for each in revised], writing.batch_size):
+        at = [places[row] for row in rows]
+        lots = [Chance([teachers[place] for place in at], own[at]) for teachers, own in chance]
+        found = _revise_batch(writing, reading, [revised[row] for row in rows], lots, clock)
+        for row, each in zip(rows, found, strict=True):
+            revised[row] = each
+    return revised
+
+
+def _revise_batch(
+    writing: Writing, reading: Reading, revised: list[Sample], chance: Sequence[Chance], clock: Clock
+) -> list[Sample]:
+    """All rounds on texts that are read together."""
+    again = len(chance) > 1
+    scorer = Scorer(
         writing.student,
         reading.teacher,
-        [_cut(each, writing.limit) for each in revised],
         writing.vocabulary,
         reading.how,
-        [teachers[place] for place in places],
-        writing.batch_size,
-        keep=reading.keep,
         packed=reading.packed,
+        keep=reading.keep,
+        again=again,
     )
-    for rows, scores, state in clock.each("scoring", batches):
+    # Which rows are looked at, and from where on they have changed; scores up to there stay.
+    rows, first = list(range(len(revised))), [0] * len(revised)
+    read, scores = rows, dict[int, Score]()
+    for number, (teachers, own) in enumerate(chance, start=1):
+        texts = [_cut(revised[row], writing.limit) for row in rows]
+        with clock.phase("scoring"):
+            numbers = [
+                teachers[row][at : len(s.response)] for row, at, s in zip(rows, first, texts, strict=True)
+            ]
+            found = scorer.score(texts, [read.index(row) for row in rows], first, numbers)
+        for row, at, score in zip(rows, first, found, strict=True):
+            scores[row] = scores[row].continued(at, score) if at else score
         with clock.phase("revision"):
-            corrected = _correct_rows(revised, {row: start[row] for row in rows}, scores)
-            _write_on(writing, revised, corrected, rows, state, own[[places[row] for row in rows]])
-        for row, end in corrected.items():
-            ends[row] = end
-    return list(zip(revised, ends, strict=True))
+            # What was corrected before is not looked at again.
+            start = {row: at + (number > 1) for row, at in zip(rows, first, strict=True)}
+            corrected = _correct_rows(revised, start, scores)
+            state = scorer.own.lend(last=number == len(chance))
+            _write_on(writing, revised, corrected, rows, state, own[rows])
+        read = rows
+        rows = [row for row, end in corrected.items() if end < len(revised[row].response)]
+        first = [corrected[row] - 1 for row in rows]
+        if not rows:
+            break
+    return revised
 
 
 def _write_on(
@@ -182,10 +229,13 @@ def _write_on(
         revised[row] = replace(revised[row], response=(*revised[row].response, *tail))
 
 
-def _correct_rows(revised: list[Sample], start: dict[int, int], scores: list[Score]) -> dict[int, int]:
+def _correct_rows(
+    revised: list[Sample], start: dict[int, int], scores: Mapping[int, Score]
+) -> dict[int, int]:
     """Correct the rows of `start` in place, each behind its first position; the corrected ones' lengths."""
     corrected = {}
-    for (row, first), found in zip(start.items(), scores, strict=True):
+    for row, first in start.items():
+        found = scores[row]
         error = find_error(found, revised[row].response[: len(found.kl)], first)
         if error is not None:
             revised[row] = _correct(revised[row], found, error)

@@ -9,12 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from redistill.generate import Decoding, answering, draw_uniforms
+from redistill.generate import answering, draw_uniforms
 from redistill.losses.truncated import fold
 from redistill.models import Head, head_of
 from redistill.sample import Sample
 from redistill.sampling import Sampling, sample
-from redistill.teachers.local import read_responses, teacher_of
+from redistill.teachers.local import reader_of, teacher_of
+from redistill.teachers.reading import Reader
 from redistill.teachers.signal import Signal, Teacher, TopK, at
 
 TeacherToken = Literal["sample", "argmax"]
@@ -35,6 +36,15 @@ class Score:
     teacher_token: Tensor
     teacher_log_likelihood: Tensor
     student_log_likelihood: Tensor
+
+    def continued(self, first: int, behind: Score) -> Score:
+        """This score up to the position `first`, and `behind` from there on."""
+        pairs = zip(self.fields(), behind.fields(), strict=True)
+        return Score(*(torch.cat((one[:first], other)) for one, other in pairs))
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """All four, in order."""
+        return self.kl, self.teacher_token, self.teacher_log_likelihood, self.student_log_likelihood
 
 
 def score(
@@ -64,7 +74,7 @@ def score(
     uniforms = position_uniforms(samples, how, generator)
     nothing = torch.empty(0)
     scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
-    for rows, found, _ in scored(
+    for rows, found in scored(
         student, teacher, samples, vocabulary, how, uniforms, batch_size, chunk=chunk, packed=packed
     ):
         for row, each in zip(rows, found, strict=True):
@@ -117,22 +127,58 @@ def scored(
     batch_size: int,
     *,
     chunk: int = 256,
-    keep: bool = False,
     packed: bool = False,
-) -> Iterator[tuple[list[int], list[Score], Decoding | None]]:
-    """Batch by batch: which samples, their scores, and (if `keep`, where it can be cut) what the student has read.
+) -> Iterator[tuple[list[int], list[Score]]]:
+    """Batch by batch: which samples, and their scores. packed: as in `Scorer`."""
+    for rows in batches(samples, batch_size):
+        scorer = Scorer(student, teacher, vocabulary, how, chunk=chunk, packed=packed)
+        batch, start = [samples[row] for row in rows], [0] * len(rows)
+        yield rows, scorer.score(batch, start, start, [uniforms[row] for row in rows])
 
-    packed: for both models, see `packing.packs`; a `Teacher` knows for itself.
+
+class Scorer:
+    """Scores one batch of responses, again and again as they are corrected.
+
+    packed: for both models, see `packing.packs`; a `Teacher` knows for itself. keep: the student remembers what it
+    reads; again: the teacher too, for there will be more readings.
     """
-    head, said_by = head_of(student, vocabulary), teacher_of(teacher, vocabulary, packed)
-    with answering(student):
-        for rows in _batches(samples, batch_size):
-            batch = [samples[row] for row in rows]
-            hidden, state = read_responses(student, batch, keep=keep, packed=packed)
-            said = torch.tensor([token for each in batch for token in each.response])
-            drawn = torch.cat([uniforms[row] for row in rows])
-            found = _compare(hidden, head, said_by.signal(batch), said, drawn, how=how, chunk=chunk)
-            yield rows, list(_split(found, [len(each.response) for each in batch])), state
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Teacher,
+        vocabulary: int,
+        how: Sampling,
+        *,
+        chunk: int = 256,
+        packed: bool = False,
+        keep: bool = False,
+        again: bool = False,
+    ):
+        self._student, self._head = student, head_of(student, vocabulary)
+        self._how, self._chunk = how, chunk
+        self.own = Reader(student, packed=packed, keep=keep)
+        self._theirs = reader_of(teacher_of(teacher, vocabulary, packed), again)
+
+    def score(
+        self,
+        samples: Sequence[Sample],
+        rows: Sequence[int],
+        first: Sequence[int],
+        uniforms: Sequence[Tensor],
+    ) -> list[Score]:
+        """The scores of each response from the position `first` on; its numbers in [0, 1) too are for those only.
+
+        rows, first: see `Reader.read`.
+        """
+        said = torch.cat([torch.tensor(s.response[at:]) for s, at in zip(samples, first, strict=True)])
+        with answering(self._student):
+            hidden = self.own.read(samples, rows, first)
+            signal = self._theirs.read(samples, rows, first)
+            found = _compare(
+                hidden, self._head, signal, said, torch.cat([*uniforms]), how=self._how, chunk=self._chunk
+            )
+        return list(_split(found, [len(s.response) - at for s, at in zip(samples, first, strict=True)]))
 
 
 def _compare(
@@ -167,11 +213,10 @@ def _beside(
 
 
 def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:
-    fields = (whole.kl, whole.teacher_token, whole.teacher_log_likelihood, whole.student_log_likelihood)
-    return (Score(*part) for part in zip(*(each.split(lengths) for each in fields), strict=True))
+    return (Score(*part) for part in zip(*(each.split(lengths) for each in whole.fields()), strict=True))
 
 
-def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+def batches(samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
     """Indices of the samples that have a response, in batches of like length, the longest first."""
     rows = [row for row, each in enumerate(samples) if each.response]
     rows.sort(key=lambda row: -len(samples[row].prompt) - len(samples[row].response))

@@ -39,7 +39,7 @@ from redistill.rollout import sampling
 from redistill.rows import distils
 from redistill.sample import Sample
 from redistill.sampling import Sampling, mixed_logits, sample
-from redistill.scoring import scored
+from redistill.scoring import Scorer
 from redistill.teachers.local import LocalTeacher
 
 
@@ -111,12 +111,13 @@ class Walker:
         with autocast_of(self.config.training):
             if rounds:
                 self.ledger.begin()
-                reading, state = self._score(self.rows, keep=self.config.rollout.engine == "loop")
+                scorer = self._score(self.rows, self.config.rollout.engine == "loop", again=rounds > 1)
                 self.ledger.end("scoring", rounds)
+                state = scorer.own.lend(last=rounds == 1)
                 if state is not None:
                     self._write_on(state)
                     self.ledger.end("revision", rounds)
-                del reading, state
+                del scorer, state
             if self.config.objective.policy.weight:
                 with self.ledger.phase("policy", self.batches):
                     self._score(self.rows)
@@ -217,13 +218,14 @@ class Walker:
         mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), by)], dim=-1)
         return Decoding(state.cache, mask, state.position + by)
 
-    def _score(self, rows: int, keep: bool = False) -> tuple[Iterator[Any], Decoding | None]:
-        """Both models read answers. The iterator holds what it holds while they are revised; and what was read."""
+    def _score(self, rows: int, keep: bool = False, again: bool = False) -> Scorer:
+        """Both models read answers. What is given holds what is held while they are revised."""
         samples = [self._sample()] * rows
         how = Sampling(1.0 if self.config.revision.teacher_token == "sample" else 0.0)
         uniforms = [torch.zeros(len(each.response)) for each in samples]
-        reading = scored(self.student, self.teacher, samples, self.vocabulary, how, uniforms, rows, keep=keep)
-        return reading, next(reading)[2]
+        scorer = Scorer(self.student, self.teacher, self.vocabulary, how, keep=keep, again=again)
+        scorer.score(samples, range(rows), [0] * rows, uniforms)
+        return scorer
 
     def _sample(self) -> Sample:
         prompt, answer = self.config.data.max_prompt_length, self.config.rollout.max_completion_length

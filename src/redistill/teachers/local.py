@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import cast
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from redistill.cache import a_row_each, can_be_cut, would_be_cut
-from redistill.generate import Decoding, answering
-from redistill.models import head_of, plain_model, read_all
-from redistill.packing import apart, lay_out, packs
+from redistill.generate import answering
+from redistill.models import head_of
+from redistill.packing import packs
 from redistill.sample import Sample
 from redistill.settings import TeacherSettings
 from redistill.teachers.offload import Offloaded
+from redistill.teachers.reading import Reader, SignalReader, Whole, read_responses
 from redistill.teachers.signal import Hidden, Teacher
 from redistill.wrapped import gather_head
 
@@ -34,17 +34,38 @@ class LocalTeacher:
 
     def signal(self, samples: Sequence[Sample]) -> Hidden:
         """See `Teacher`."""
+        return self.said(lambda: read_responses(self.model, samples, packed=self.packed)[0])
+
+    def said(self, read: Callable[[], Tensor]) -> Hidden:
+        """The signal of hidden states that `read` makes with the model."""
         head = head_of(self.model, self.vocabulary)
         if self.offloaded is not None:
             head = replace(head, module=self.offloaded.head)
         with self.there(), answering(self.model):
-            hidden, _ = read_responses(self.model, samples, packed=self.packed)
+            hidden = read()
         gather_head(head.module)
         return Hidden(hidden, head)
 
     def there(self) -> AbstractContextManager[None]:
         """The model is where it reads inside."""
         return nullcontext() if self.offloaded is None else self.offloaded.there()
+
+
+class LocalReader:
+    """A teacher of this process that reads of a response what it has not read; see `SignalReader`."""
+
+    def __init__(self, teacher: LocalTeacher):
+        self._teacher = teacher
+        self._reader = Reader(teacher.model, packed=teacher.packed, keep=True)
+
+    def read(self, samples: Sequence[Sample], rows: Sequence[int], first: Sequence[int]) -> Hidden:
+        """As `Reader.read`."""
+        return self._teacher.said(lambda: self._reader.read(samples, rows, first))
+
+
+def reader_of(teacher: Teacher, again: bool) -> SignalReader:
+    """How `teacher` reads the same responses. again: more than once, so that it pays to remember."""
+    return LocalReader(teacher) if again and isinstance(teacher, LocalTeacher) else Whole(teacher)
 
 
 def frozen(
@@ -74,38 +95,3 @@ def teacher_of(teacher: nn.Module | Teacher, vocabulary: int, packed: bool = Fal
     if isinstance(teacher, nn.Module):
         return LocalTeacher(cast(PreTrainedModel, teacher), vocabulary, packed)
     return teacher
-
-
-def read_responses(
-    model: nn.Module, samples: Sequence[Sample], *, keep: bool = False, packed: bool = False
-) -> tuple[Tensor, Decoding | None]:
-    """Hidden states [N, H] that predict the N response tokens, sample after sample; and what was read, if `keep` and
-    if it can be cut; a sequence a row then. packed: see `packing.packs`.
-
-    Without samples one token is read all the same: of a sharded model other ranks wait for this one's part.
-    """
-    device = next(model.parameters()).device
-    keep = keep and would_be_cut(plain_model(model).config)
-    rows = [each.prompt + each.response for each in samples]
-    # What follows the last token is only asked by who writes on.
-    read = rows if keep else [row[:-1] for row in rows]
-    layout = lay_out(read or [(0,)], packed=packed)
-    select = torch.cat(
-        [
-            torch.arange(0),
-            *(
-                torch.arange(start + len(each.prompt) - 1, start + len(row) - 1)
-                for start, row, each in zip(layout.first, rows, samples, strict=bool(samples))
-            ),
-        ]
-    )
-    where = None if layout.position_ids is None else layout.position_ids.to(device)
-    mask = apart(model, where) if keep and where is not None else None
-    hidden, cache = read_all(model, layout.input_ids.to(device), select.to(device), where, keep, mask)
-    if cache is None or not can_be_cut(cache):
-        return hidden, None
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    longest = max(map(len, rows))
-    if where is not None:
-        a_row_each(cache, torch.tensor(layout.first, device=device), longest)
-    return hidden, Decoding(cache, (torch.arange(longest, device=device) < lengths[:, None]).long(), lengths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -76,6 +76,19 @@ class Teacher(Protocol):
     def signal(self, samples: Sequence[Sample]) -> Signal:
         """Without gradient, on any device. Not called for no samples."""
         ...
+
+
+def picked(signal: Signal, positions: Int[Tensor, " n"]) -> Signal:
+    """What is said at these positions alone."""
+    if isinstance(signal, Hidden):
+        return Hidden(signal.hidden[positions.to(signal.hidden.device)], signal.head)
+    if isinstance(signal, TopK):
+        return replace(
+            signal,
+            ids=signal.ids[positions.to(signal.ids.device)],
+            log_p=signal.log_p[positions.to(signal.log_p.device)],
+        )
+    return signal[positions.to(signal.device)]
 
 
 def at(signal: Signal, rows: slice) -> Tensor | TopK:
