@@ -30,6 +30,7 @@ ORDER = [
     "public",
     "records",
     "data",
+    "control",
     "chat",
     "out_of_memory",
     "loading",

@@ -7,11 +7,19 @@ with the `plain` template and for pure `text` records the text is the user's own
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from redistill.control import (
+    MARK,
+    TemplateRefusal,
+    control_ids,
+    control_pattern,
+    hide,
+    ids_with_hidden,
+    plain_ids,
+)
 from redistill.sample import Example, Message, Sample
 
 if TYPE_CHECKING:
@@ -30,20 +38,6 @@ ALPACA_WITH_INPUT = (
     "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 
-_MARK = 0xF0000  # a private-use plane: one character stands for one hidden string while a template renders
-_MARKS_END = 0xFFFFE
-_MARKS = re.compile("([\U000f0000-\U000ffffd])")
-
-
-class TemplateRefusal(ValueError):
-    """The tokenizer's chat template raised on this one record, such as a system turn it has no place for."""
-
-
-def control_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that are signals and not text: every token the tokenizer marks as special."""
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added.union(tokenizer.all_special_ids))
-
 
 def end_id(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
     """The id that ends a response: with `chat` the control token the template writes after an assistant turn.
@@ -52,10 +46,10 @@ def end_id(tokenizer: PreTrainedTokenizerBase, template: Template) -> int:
     template that closes a turn with plain text, `eos_token_id`; ValueError for a tokenizer without one.
     """
     if template == "chat":
-        probe = chr(_MARK)
+        probe = chr(MARK)
         turns = [Message("user", "?"), Message("assistant", probe)]
         after = _rendered(turns, tokenizer, prompt=False).rpartition(probe)[2].lstrip()
-        ids = _plain_ids(after, tokenizer)
+        ids = plain_ids(after, tokenizer)
         if ids and ids[0] in control_ids(tokenizer):
             return ids[0]
     if not isinstance(tokenizer.eos_token_id, int):
@@ -81,20 +75,20 @@ def prompt_ids(
         return (_opening_id(tokenizer),)
     if template == "chat":
         hidden: dict[str, int] = {}
-        pattern = _control_pattern(tokenizer)
-        turns = [replace(m, content=_hide(m.content, pattern, hidden)) for m in _turns(example, system)]
-        return tuple(_ids_with_hidden(_rendered(turns, tokenizer, prompt=True), hidden, tokenizer))
+        pattern = control_pattern(tokenizer)
+        turns = [replace(m, content=hide(m.content, pattern, hidden)) for m in _turns(example, system)]
+        return tuple(ids_with_hidden(_rendered(turns, tokenizer, prompt=True), hidden, tokenizer))
     if system is not None:
         raise ValueError(f"`data.system` has no place in `data.template: {template}`: remove it, or use chat")
     instruction = _only_text(example, template)
     if template == "plain":
         text = "\n\n".join(filter(None, (instruction, example.context)))
-        return tuple(_plain_ids(text, tokenizer, bos=True))
+        return tuple(plain_ids(text, tokenizer, bos=True))
     form = ALPACA_WITH_INPUT if example.context else ALPACA
     hidden = {}
     text = form.format(instruction=instruction, input=example.context)
-    text = _hide(text, _control_pattern(tokenizer), hidden)
-    return tuple(_ids_with_hidden(text, hidden, tokenizer, bos=True))
+    text = hide(text, control_pattern(tokenizer), hidden)
+    return tuple(ids_with_hidden(text, hidden, tokenizer, bos=True))
 
 
 def response_ids(
@@ -107,12 +101,12 @@ def response_ids(
     parse: control tokens in the text are parsed (plain text); a closing one is not doubled.
     """
     hidden: dict[str, int] = {}
-    body = text if parse else _hide(text, _control_pattern(tokenizer), hidden)
+    body = text if parse else hide(text, control_pattern(tokenizer), hidden)
     before = _generation_tail(tokenizer) if template == "chat" else "\n" if template == "alpaca" else ""
-    anchor = _plain_ids(before, tokenizer)
-    joined = _ids_with_hidden(before + body, hidden, tokenizer)
+    anchor = plain_ids(before, tokenizer)
+    joined = ids_with_hidden(before + body, hidden, tokenizer)
     merged = joined[: len(anchor)] != anchor
-    ids = _ids_with_hidden(body, hidden, tokenizer) if merged else joined[len(anchor) :]
+    ids = ids_with_hidden(body, hidden, tokenizer) if merged else joined[len(anchor) :]
     end = end_id(tokenizer, template)
     if not (parse and ids and ids[-1] == end):
         ids.append(end)
@@ -128,6 +122,7 @@ def to_sample(
     max_prompt_length: int,
     max_completion_length: int,
     on_long_prompt: Literal["drop", "truncate"],
+    max_teacher_prompt_length: int | None = None,
 ) -> Sample | str:
     """The sample of `example` with its first reference, or the reason why there is none (to be counted).
 
@@ -136,18 +131,25 @@ def to_sample(
     A prompt over the limit is dropped (MiniLLM) or shortened. DistiLLM cuts the ids, and the template's end
     with them; here the template stays whole and one text gets shorter: the context, else the longest turn, at
     its end (an instruction stands first); with `plain` at its beginning. Not enough: dropped.
+    A prompt of the teacher's own is written in the same way, before a pure `text` as plain text; its limit is
+    `max_teacher_prompt_length` (None: none).
     """
     record = _is_text_record(example)
     layout: Template = "plain" if record else template
     text = example.references[0] if example.references else None
+    truncate, own = on_long_prompt == "truncate", ()
     try:
-        prompt = prompt_ids(example, tokenizer, template=template, system=system)
-        if len(prompt) > max_prompt_length and on_long_prompt == "truncate":
-            prompt = _shortened(example, tokenizer, template, system, max_prompt_length)
+        prompt = _within(example, tokenizer, template, system, max_prompt_length, truncate)
         if len(prompt) > max_prompt_length:
             return f"the prompt has {len(prompt)} tokens, over data.max_prompt_length = {max_prompt_length}"
+        if example.teacher_prompt is not None:
+            shown = replace(example, prompt=example.teacher_prompt, context="")
+            limit = max_teacher_prompt_length
+            own = _within(shown, tokenizer, layout, None if record else system, limit, truncate)
+            if limit is not None and len(own) > limit:
+                return f"the teacher's prompt has {len(own)} tokens, over data.max_teacher_prompt_length = {limit}"
         if text is None:
-            return Sample(prompt, (), source=example.source)
+            return Sample(prompt, (), source=example.source, teacher_prompt=own)
         if not text.strip():
             return "the response is empty"
         response = response_ids(text, tokenizer, template=layout, parse=layout == "plain")
@@ -155,7 +157,7 @@ def to_sample(
         return str(refusal)
     if record and len(response) > 1 and response[0] == prompt[0]:
         response = response[1:]  # a text that already opens with the token the prompt consists of
-    return Sample(prompt, response[:max_completion_length], source=example.source)
+    return Sample(prompt, response[:max_completion_length], source=example.source, teacher_prompt=own)
 
 
 def decode_response(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -216,52 +218,19 @@ def _generation_tail(tokenizer: PreTrainedTokenizerBase) -> str:
     return opened[len(closed) :] if opened.startswith(closed) else ""
 
 
-def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """What has to be hidden: control tokens, and the marks themselves, so that none can be forged."""
-    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    names.update(tokenizer.all_special_tokens)
-    ordered = sorted(filter(None, names), key=len, reverse=True)
-    return re.compile("|".join([*map(re.escape, ordered), _MARKS.pattern]))
-
-
-def _hide(text: str, pattern: re.Pattern[str], hidden: dict[str, int]) -> str:
-    """`text` with each control string replaced by one mark; `hidden` gives each string the number of its mark."""
-    shown = pattern.sub(lambda found: chr(_MARK + hidden.setdefault(found[0], len(hidden))), text)
-    if len(hidden) > _MARKS_END - _MARK:
-        raise TemplateRefusal("the record has too many different control texts")
-    return shown
-
-
-def _ids_with_hidden(
-    text: str, hidden: Mapping[str, int], tokenizer: PreTrainedTokenizerBase, *, bos: bool = False
-) -> list[int]:
-    """Encodes `text`, hidden strings as the text they are; with none it is one ordinary encoding."""
-    if not hidden:
-        return _plain_ids(text, tokenizer, bos=bos)
-    first, *rest = _MARKS.split(text)  # text, mark, text, mark, ..., text
-    texts = list(hidden)
-    ids = _plain_ids(first, tokenizer, bos=bos)
-    for mark, piece in zip(rest[::2], rest[1::2], strict=True):
-        ids += _literal_ids(texts[ord(mark) - _MARK], tokenizer) + _plain_ids(piece, tokenizer)
-    return ids
-
-
-def _literal_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if control_ids(tokenizer).isdisjoint(ids):
-        return ids
-    if len(text) == 1:
-        raise TemplateRefusal(f"the tokenizer has no other token for {text!r} than a control token")
-    # A tokenizer may ignore the switch; two halves of a control string are never one.
-    half = len(text) // 2
-    return _literal_ids(text[:half], tokenizer) + _literal_ids(text[half:], tokenizer)
-
-
-def _plain_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, bos: bool = False) -> list[int]:
-    """One ordinary encoding, control tokens parsed; bos: opened as the tokenizer opens a text, but once."""
-    ids: list[int] = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    opening = tokenizer("", add_special_tokens=True)["input_ids"][:1] if bos else []
-    return [*opening, *ids] if opening == [tokenizer.bos_token_id] != ids[:1] else ids
+def _within(
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    system: str | None,
+    limit: int | None,
+    truncate: bool,
+) -> tuple[int, ...]:
+    """The prompt, shortened to `limit` if it is to be and can be."""
+    prompt = prompt_ids(example, tokenizer, template=template, system=system)
+    if not truncate or limit is None or len(prompt) <= limit:
+        return prompt
+    return _shortened(example, tokenizer, template, system, limit)
 
 
 def _shortened(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill.records import Problem, to_example
+from redistill.records import TEACHER_PROMPT, Problem, to_example
 from redistill.sample import Example
 
 __all__ = ["DataError", "Loaded", "Problem", "load_examples"]
@@ -53,20 +53,21 @@ def load_examples(
     split: str = "train",
     limit: int | None = None,
     max_bad_share: float = 0.01,
+    teacher_prompt: str = TEACHER_PROMPT,
 ) -> Loaded:
     """The examples at `path`, in their order.
 
     path: a .jsonl, .ndjson, .json or .parquet file; a folder with {split}.jsonl, .json or .parquet, or
     several {split}-*.parquet, in it or in its `data` folder; or a data set on the hub, with its configuration
     `name` and its `split`. A file is one split: `split` says nothing about it.
-    limit: most examples read. max_bad_share: in [0, 1].
+    limit: most examples read. max_bad_share: in [0, 1]. teacher_prompt: the column with the teacher's own prompts.
     Raises DataError: nothing at `path`, no such split, a file of no known format, an empty file, or more than
     `max_bad_share` of the records unusable.
     """
     examples: list[Example] = []
     problems: list[Problem] = []
     for source, record in _rows(path, name, split):
-        example = record if isinstance(record, Problem) else to_example(record, source)
+        example = record if isinstance(record, Problem) else to_example(record, source, teacher_prompt)
         if isinstance(example, Problem):
             problems.append(example)
         else:

@@ -180,7 +180,7 @@ class SetBench:
         if path is None or not self.request.seeds:
             return []
         first = samples[: self.request.exposure_prompts]
-        prompts = [str(self.tokenizer.decode(list(sample.prompt))) for sample in first]
+        prompts = [str(self.tokenizer.decode(list(sample.for_teacher().prompt))) for sample in first]
         return read_answers(path, self.request.seeds[0], prompts) if prompts else []
 
 

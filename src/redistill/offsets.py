@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from redistill.chat import control_ids
+from redistill.control import control_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,8 +17,8 @@ from importlib import import_module
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from redistill.chat import control_ids
 from redistill.clock import Clock
+from redistill.control import control_ids
 from redistill.offsets import decoded_with_offsets, token_offsets
 
 if TYPE_CHECKING:

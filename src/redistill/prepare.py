@@ -70,6 +70,7 @@ def prepare(config: Config) -> Prepared:
     tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
     # Data first: a broken file should not cost the loading of two models.
     train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit)
+    _check_column(config.data, train.samples)
     heldout = load_heldout(config, tokenizer)
     evaluation = load_evaluation(config, tokenizer, heldout)
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
@@ -95,6 +96,14 @@ def prepare(config: Config) -> Prepared:
     sizes = [parameter_count(model) for model in (student, teacher) if model is not None]
     log.info("parameters of the student, and of the teacher where it stays loaded: %s", sizes)
     return Prepared(student, teacher, tokenizer, train, heldout, evaluation, cache or served)
+
+
+def _check_column(data: DataSettings, samples: Sequence[Sample]) -> None:
+    named = data.teacher_prompt != DataSettings.model_fields["teacher_prompt"].default
+    if named and not any(sample.teacher_prompt for sample in samples):
+        raise DataError(
+            f"no record of {data.path} has the column {data.teacher_prompt!r} that data.teacher_prompt names."
+        )
 
 
 def _asks_for_the_model(config: Config) -> bool:
@@ -197,7 +206,14 @@ def load_split(
 ) -> Split:
     """Samples of one split; what was left out is counted and said."""
     data = config.data
-    loaded = load_examples(path, name=data.name, split=split, limit=limit, max_bad_share=data.max_bad_share)
+    loaded = load_examples(
+        path,
+        name=data.name,
+        split=split,
+        limit=limit,
+        max_bad_share=data.max_bad_share,
+        teacher_prompt=data.teacher_prompt,
+    )
     for problem in loaded.problems[:5]:
         log.warning("left out: %s: %s", problem.source, problem.what)
     return to_split(config, tokenizer, loaded.examples)
@@ -237,6 +253,7 @@ def to_split(config: Config, tokenizer: PreTrainedTokenizerBase, examples: Seque
             max_prompt_length=data.max_prompt_length,
             max_completion_length=config.rollout.max_completion_length,
             on_long_prompt=data.on_long_prompt,
+            max_teacher_prompt_length=data.max_teacher_prompt_length or data.max_prompt_length,
         )
         if isinstance(sample, str):
             left_out.append(f"{example.source}: {sample}")

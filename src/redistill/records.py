@@ -2,19 +2,20 @@
 
 Formats, tried in this order: TRL's `messages`; `prompt` with `completion` (or `response`, `output`), each of
 them text or chat turns; `prompt` alone; Alpaca's and Dolly's `instruction`, `input` or `context`, `output` or
-`response`; `text`.
+`response`; `text`. Beside any of them, `teacher_prompt`: a prompt, text or turns, for the teacher alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redistill.sample import Example, Message
 
 ROLES = ("system", "user", "assistant")
 ANSWERS = ("completion", "response", "output")
+TEACHER_PROMPT = "teacher_prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,32 @@ class _Unusable(Exception):
     """Carries the reason out of the readers below to `to_example`."""
 
 
-def to_example(record: Any, source: str) -> Example | Problem:
-    """The example in `record`; a Problem for a missing column, a wrong type, an empty prompt or response."""
+def to_example(record: Any, source: str, teacher_prompt: str = TEACHER_PROMPT) -> Example | Problem:
+    """The example in `record`; a Problem for a missing column, a wrong type, an empty prompt or response.
+
+    teacher_prompt: the column with what the teacher reads in the prompt's place, where a record has it.
+    """
     try:
-        return _read(record, source)
+        example = _read(record, source)
+        given = record.get(teacher_prompt)
+        return (
+            example
+            if given is None
+            else replace(example, teacher_prompt=_other(given, teacher_prompt, example))
+        )
     except _Unusable as reason:
         return Problem(source, str(reason))
+
+
+def _other(value: Any, column: str, example: Example) -> str | tuple[Message, ...]:
+    """A prompt, as text or turns, for the teacher alone."""
+    if not isinstance(value, list | tuple):
+        return _text(value, column)
+    if not (turns := _turns(value, column)):
+        raise _Unusable(f'has an empty "{column}"')
+    if example.prompt == "":
+        raise _Unusable(f'has turns in "{column}" before a plain "text": give text')
+    return turns
 
 
 def _read(record: Any, source: str) -> Example:

@@ -46,7 +46,8 @@ def _sample(record: dict[str, Any]) -> Sample:
         Edit(**{**edit, "before": tuple(edit["before"]), "kl_tokens": tuple(edit.get("kl_tokens", ()))})
         for edit in record["edits"]
     )
-    rows = {name: tuple(record[name]) for name in ("prompt", "response", "behaviour", "advantages")}
+    names = ("prompt", "response", "behaviour", "advantages", "teacher_prompt")
+    rows = {name: tuple(record.get(name, ())) for name in names}
     return Sample(**{**record, **rows, "edits": edits})
 
 

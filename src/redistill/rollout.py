@@ -190,7 +190,7 @@ def write(
         return (pair.writer or Loop(pair.student, partner)).write(asked)
 
     return [
-        Sample(sample.prompt, said, "rollout", sample.source)
+        Sample(sample.prompt, said, "rollout", sample.source, teacher_prompt=sample.teacher_prompt)
         for sample, said in zip(references, ranks.divided(len(references), answer), strict=True)
     ]
 

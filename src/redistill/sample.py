@@ -6,7 +6,7 @@ integers, and only `batch.py` pads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Origin = Literal["reference", "rollout", "replay"]
@@ -28,12 +28,14 @@ class Example:
     context: the `input`/`context` column of instruction data, placed by the prompt template.
     references: the accepted responses: none for a prompt-only record, several for sets like S-NI.
     source: "file:line" or "name[row]", for messages and records.
+    teacher_prompt: what the teacher reads in the place of prompt and context; None: the same.
     """
 
     prompt: str | tuple[Message, ...]
     references: tuple[str, ...] = ()
     context: str = ""
     source: str = ""
+    teacher_prompt: str | tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Sample:
     agreed: SCRG looked and the teacher's token was the student's at every position.
     behaviour, advantages: one number per response token, or none: the log-probability under which the token was
         written, and how much better than expected what follows it is (MiniLLM's policy gradient; `policy.py`).
+    teacher_prompt: what the teacher reads in the place of `prompt`, before the same response; empty: the same.
     """
 
     prompt: tuple[int, ...]
@@ -75,3 +78,8 @@ class Sample:
     agreed: bool = False
     behaviour: tuple[float, ...] = ()
     advantages: tuple[float, ...] = ()
+    teacher_prompt: tuple[int, ...] = ()
+
+    def for_teacher(self) -> Sample:
+        """The sample as the teacher reads it: its own prompt is the prompt."""
+        return replace(self, prompt=self.teacher_prompt, teacher_prompt=()) if self.teacher_prompt else self

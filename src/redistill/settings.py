@@ -138,6 +138,11 @@ class DataSettings(Settings):
     """Longest prompt, in tokens. MiniLLM's and DistiLLM's 256."""
     on_long_prompt: Literal["drop", "truncate"] = "drop"
     """What happens to a longer one: left out and counted (MiniLLM), or cut (DistiLLM)."""
+    teacher_prompt: Text = "teacher_prompt"
+    """Column with another prompt, text or turns, for the teacher to read before the same response (context
+    distillation); a record without it: the student's own."""
+    max_teacher_prompt_length: Count | None = None
+    """Longest prompt of the teacher's own, in tokens, under the same rule; null: `max_prompt_length`. Ours."""
     max_bad_share: Share = 0.01
     """Share of unreadable or unusable records above which the run stops before training. Ours."""
     limit: Count | None = None

@@ -51,7 +51,7 @@ def with_teacher_answers(
     def answer(rows: list[int]) -> list[tuple[int, ...]]:
         return generate(
             teacher,
-            [samples[row].prompt for row in rows],
+            [samples[row].for_teacher().prompt for row in rows],
             limits=[rollout.max_completion_length] * len(rows),
             sampling=sampling(rollout),
             eos=eos,
@@ -81,7 +81,7 @@ def fingerprint(samples: Sequence[Sample], teacher: PreTrainedModel, config: Con
     text = json.dumps(
         [
             _weights(teacher),
-            [sample.prompt for sample in samples],
+            [sample.for_teacher().prompt for sample in samples],
             [how.temperature, how.top_p, how.top_k, how.min_p, config.rollout.max_completion_length],
             [config.data.responses_seed, vocabulary],
         ]

@@ -79,6 +79,11 @@ class DistillTrainer(HubTrainer):
         new_clock: Callable[[], Clock] = Clock,
     ):
         refuse_engines(config.training)
+        if config.rollout.teacher_mix and any(each.teacher_prompt for each in train_dataset):
+            raise ValueError(
+                "rollout.teacher_mix has the teacher write behind the student's prompts, and these data give it "
+                f"others (column {config.data.teacher_prompt}): set rollout.teacher_mix to 0."
+            )
         unbounded = {"max_steps": NO_END} if Spending(config.budget).bounded else {}
         args = TrainingArguments(**{**config.training, **unbounded, "remove_unused_columns": False})
         super().__init__(

@@ -107,7 +107,8 @@ def _piece(
     ids: Sequence[int], position: int, start: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[str, str]:
     """The text of the id at `position`, which begins at character `start`, and what follows it."""
-    from redistill.chat import control_ids, decode_response
+    from redistill.chat import decode_response
+    from redistill.control import control_ids
 
     whole = decode_response(ids, tokenizer)
     if ids[position] in control_ids(tokenizer):  # end of text above all: shown by its name

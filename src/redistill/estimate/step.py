@@ -229,7 +229,8 @@ class Walker:
 
     def _sample(self) -> Sample:
         prompt, answer = self.config.data.max_prompt_length, self.config.rollout.max_completion_length
-        return Sample((0,) * prompt, (0,) * answer)
+        own = (0,) * (self.config.data.max_teacher_prompt_length or 0)
+        return Sample((0,) * prompt, (0,) * answer, teacher_prompt=own)
 
     def _batch(self) -> tuple[Batch, Counts]:
         """The largest micro-batch: where the student writes, its answers and the references that they replace."""

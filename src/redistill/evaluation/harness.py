@@ -63,7 +63,8 @@ def evaluate_model(
 
     teacher: measures KL; `model` itself where it is the teacher (0 by identity); None measures none.
     samples: prompts, with the reference responses on which KL and perplexity are read; those without a
-        response are only asked. references: the accepted answers of each sample, for ROUGE-L.
+        response are only asked. A teacher reads and answers its own prompts where samples have them, in its own row
+        too. references: the accepted answers of each sample, for ROUGE-L.
     max_new_tokens, max_length: the most tokens of an answer, and of prompt and answer together.
     teacher_answers: the teacher's answers to the first prompts with the first seed, for exposure bias; none:
         that is not measured, nor without a seed, nor of the teacher.
@@ -75,6 +76,7 @@ def evaluate_model(
     and those of `KeptLines`.
     """
     _check_references(samples, references)
+    samples = [each.for_teacher() for each in samples] if model is teacher else samples
     limits = [_limit(sample, max_new_tokens, max_length) for sample in samples]
     writing = Writing(tuple(seeds), temperature, top_p, greedy, batch_size, eos, vocabulary)
     theirs = teacher_answers[: len(samples)] if seeds and teacher is not None and teacher is not model else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -45,7 +45,7 @@ def read_references(
     kl is 0 for the teacher itself, by identity, and None without one.
     """
     asked = {index: sample for index, sample in enumerate(samples) if sample.response}
-    content = digest([sample.prompt, sample.response] for sample in asked.values())
+    content = digest([*_prompts(sample), sample.response] for sample in asked.values())
     settings = {**readers.settings(), "references": content}
     kept = keep.lines(keep.references, lambda record: record["index"], settings)
     for rows in _by_length(asked, readers.batch_size):
@@ -86,12 +86,13 @@ def read_exposure(
     written: the answers of "student" and "teacher" to the same `samples`.
     """
     assert readers.teacher is not None
-    content = digest([[sample.prompt for sample in samples], written["student"], written["teacher"]])
+    prompts = [prompt for sample in samples for prompt in _prompts(sample)]
+    content = digest([prompts, written["student"], written["teacher"]])
     settings = {**readers.settings(), "answers": content}
     kept = keep.lines(keep.exposure, lambda record: (record["prefixes"], record["index"]), settings)
     for prefixes, answers in written.items():
         answered = {
-            index: Sample(sample.prompt, answer, "rollout", sample.source)
+            index: replace(sample, response=answer, origin="rollout")
             for index, (sample, answer) in enumerate(zip(samples, answers, strict=True))
         }
         for rows in _by_length(answered, readers.batch_size):
@@ -136,6 +137,11 @@ def _divergence(readers: Readers, kl: Tensor) -> float | None:
     if readers.teacher is None:
         return None
     return 0.0 if readers.teacher is readers.model else _sum(kl)
+
+
+def _prompts(sample: Sample) -> list[tuple[int, ...]]:
+    """The student's, and the teacher's if it has one of its own."""
+    return [sample.prompt, *filter(None, [sample.teacher_prompt])]
 
 
 def _by_length(samples: Mapping[int, Sample], batch_size: int) -> list[list[int]]:

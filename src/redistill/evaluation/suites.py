@@ -180,6 +180,7 @@ def version_of(examples: Sequence[Example]) -> str:
             else [[turn.role, turn.content] for turn in example.prompt]
         )
         record = [prompt, example.context, list(example.references)]
+        record += [] if example.teacher_prompt is None else [repr(example.teacher_prompt)]
         digest.update(json.dumps(record, ensure_ascii=True).encode() + b"\n")
     return f"1-{digest.hexdigest()[:8]}"
 

@@ -34,7 +34,8 @@ class LocalTeacher:
 
     def signal(self, samples: Sequence[Sample]) -> Hidden:
         """See `Teacher`."""
-        return self.said(lambda: read_responses(self.model, samples, packed=self.packed)[0])
+        asked = [each.for_teacher() for each in samples]
+        return self.said(lambda: read_responses(self.model, asked, packed=self.packed)[0])
 
     def said(self, read: Callable[[], Tensor]) -> Hidden:
         """The signal of hidden states that `read` makes with the model."""
@@ -60,7 +61,8 @@ class LocalReader:
 
     def read(self, samples: Sequence[Sample], rows: Sequence[int], first: Sequence[int]) -> Hidden:
         """As `Reader.read`."""
-        return self._teacher.said(lambda: self._reader.read(samples, rows, first))
+        asked = [each.for_teacher() for each in samples]
+        return self._teacher.said(lambda: self._reader.read(asked, rows, first))
 
 
 def reader_of(teacher: Teacher, again: bool) -> SignalReader:

@@ -53,6 +53,7 @@ class ServedTeacher:
 
     def _read(self, sample: Sample) -> list[list[tuple[int, float]]]:
         """At every token of the response the k most probable ids with their log-probabilities, in falling order."""
+        sample = sample.for_teacher()
         prompt = [*sample.prompt, *sample.response]
         # A server does not read without writing a token.
         request = {"model": self._name, "prompt": prompt, "max_tokens": 1, "temperature": 0.0}

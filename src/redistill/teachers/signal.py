@@ -74,7 +74,8 @@ class Teacher(Protocol):
     def model(self) -> PreTrainedModel | None: ...
 
     def signal(self, samples: Sequence[Sample]) -> Signal:
-        """Without gradient, on any device. Not called for no samples."""
+        """Without gradient, on any device, each response read behind the teacher's own prompt where a sample has one.
+        Not called for no samples, but of a sharded model."""
         ...
 
 

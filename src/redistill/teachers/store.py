@@ -62,7 +62,8 @@ def unpack(entries: np.ndarray[Any, Any], tails: np.ndarray[Any, Any], vocabular
 
 
 def key_of(sample: Sample) -> int:
-    """64 bits that tell one prompt and response from any other."""
+    """64 bits that tell one prompt and response, as the teacher reads them, from any other."""
+    sample = sample.for_teacher()
     ids = np.array([len(sample.prompt), *sample.prompt, *sample.response], dtype="<i4")
     return int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little")
 
