@@ -79,7 +79,7 @@ def another(key: str, kind: typing.Any, default: typing.Any) -> typing.Any:
     kinds = [kind, *typing.get_args(kind)]
     kinds += [inner for k in kinds for inner in typing.get_args(k)]
     literals = [k for k in kinds if isinstance(k, str) and k != default]
-    if literals and typing.get_origin(kind) is typing.Literal:
+    if literals and typing.Literal in {typing.get_origin(k) for k in kinds}:
         return literals[0]
     if kind is bool:
         return not default

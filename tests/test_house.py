@@ -32,6 +32,7 @@ ORDER = [
     "data",
     "control",
     "chat",
+    "pieces",
     "out_of_memory",
     "loading",
     "models",

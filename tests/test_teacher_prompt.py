@@ -24,10 +24,12 @@ from redistill.packing import packs
 from redistill.prepare import prepare
 from redistill.records import Problem, to_example
 from redistill.replay import ReplayBuffer
+from redistill.revision import revise_samples
 from redistill.rollout import Pair, write
 from redistill.run import train
 from redistill.runlog import read
 from redistill.sample import Example, Message, Sample
+from redistill.sampling import Sampling
 from redistill.scoring import reference_scores, score
 from redistill.settings import RolloutSettings, ServedSettings
 from redistill.teachers.local import LocalTeacher
@@ -138,6 +140,31 @@ def test_loss_and_scores_are_those_of_a_teacher_read_alone_behind_its_prompt(bui
     assert reference_scores(student, teacher, TOLD, SIZE, 3)["kl"] == pytest.approx(
         kl.mean().item(), rel=1e-4
     )
+
+
+class Forgetful:
+    """A teacher that reads everything anew in each round."""
+
+    vocabulary, model = SIZE, None
+
+    def __init__(self, teacher):
+        self.signal = teacher.signal
+
+
+def test_a_second_correction_reads_on_behind_it():
+    student = tiny_llama(SIZE, seed=1)
+    teacher = LocalTeacher(tiny_llama(SIZE, hidden=48, seed=2), SIZE)
+    found = [
+        revise_samples(
+            student, each, told, rounds=2, teacher_token="argmax", sampling=Sampling(0.0), generator=None,
+            eos=frozenset({2}), vocabulary=SIZE, max_completion_length=8, batch_size=3,
+        )
+        for each, told in ((teacher, TOLD), (Forgetful(teacher), TOLD), (teacher, ASKED))
+    ]  # fmt: skip
+    assert [each.response for each in found[0]] == [each.response for each in found[1]]
+    assert [each.response for each in found[0]] != [each.response for each in found[2]]
+    assert [len(each.edits) for each in found[0]] == [2, 2, 2]
+    assert [each.teacher_prompt for each in found[0]] == SHOWN
 
 
 def test_a_server_is_asked_behind_it(tmp_path):

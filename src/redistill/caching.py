@@ -79,6 +79,10 @@ def cache_teacher(
 
 def _loaded(config: Config, k: int) -> tuple[list[Sample], Teacher, Manifest]:
     settings, data = config.teacher, config.data
+    if settings.align is not None:
+        raise ValueError(
+            "the signal of a teacher of another tokenizer is not cached: leave out teacher.align."
+        )
     tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
     train = load_split(config, tokenizer, data.path, data.split, data.limit).samples
     heldout = load_heldout(config, tokenizer).samples

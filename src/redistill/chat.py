@@ -123,6 +123,7 @@ def to_sample(
     max_completion_length: int,
     on_long_prompt: Literal["drop", "truncate"],
     max_teacher_prompt_length: int | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Sample | str:
     """The sample of `example` with its first reference, or the reason why there is none (to be counted).
 
@@ -132,7 +133,8 @@ def to_sample(
     with them; here the template stays whole and one text gets shorter: the context, else the longest turn, at
     its end (an instruction stands first); with `plain` at its beginning. Not enough: dropped.
     A prompt of the teacher's own is written in the same way, before a pure `text` as plain text; its limit is
-    `max_teacher_prompt_length` (None: none).
+    `max_teacher_prompt_length` (None: none). teacher_tokenizer: where it is another, there always is such a prompt,
+    in its ids and by its chat template.
     """
     record = _is_text_record(example)
     layout: Template = "plain" if record else template
@@ -142,10 +144,12 @@ def to_sample(
         prompt = _within(example, tokenizer, template, system, max_prompt_length, truncate)
         if len(prompt) > max_prompt_length:
             return f"the prompt has {len(prompt)} tokens, over data.max_prompt_length = {max_prompt_length}"
-        if example.teacher_prompt is not None:
-            shown = replace(example, prompt=example.teacher_prompt, context="")
-            limit = max_teacher_prompt_length
-            own = _within(shown, tokenizer, layout, None if record else system, limit, truncate)
+        if example.teacher_prompt is not None or teacher_tokenizer is not None:
+            shown, limit = example, max_teacher_prompt_length
+            if example.teacher_prompt is not None:
+                shown = replace(example, prompt=example.teacher_prompt, context="")
+            reader = teacher_tokenizer or tokenizer
+            own = _within(shown, reader, layout, None if record else system, limit, truncate)
             if limit is not None and len(own) > limit:
                 return f"the teacher's prompt has {len(own)} tokens, over data.max_teacher_prompt_length = {limit}"
         if text is None:

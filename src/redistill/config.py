@@ -89,7 +89,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        of_teacher = conflicts_of_teacher(self.student, self.teacher, self.rollout, self.objective)
+        of_teacher = conflicts_of_teacher(self.student, self.teacher, self.rollout, self.objective, self.data)
         for wrong, key, sentence in (*_conflicts(self), *_conflicts_of_methods(self), *of_teacher):
             if wrong:
                 raise PydanticCustomError("conflict", "{sentence}", {"key": key, "sentence": sentence})

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redistill.objective_settings import ObjectiveSettings
-from redistill.settings import RolloutSettings, StudentSettings, TeacherSettings
+from redistill.settings import DataSettings, RolloutSettings, StudentSettings, TeacherSettings
 
 
 def conflicts_of_teacher(
-    student: StudentSettings, teacher: TeacherSettings, rollout: RolloutSettings, objective: ObjectiveSettings
+    student: StudentSettings,
+    teacher: TeacherSettings,
+    rollout: RolloutSettings,
+    objective: ObjectiveSettings,
+    data: DataSettings,
 ) -> Iterator[tuple[bool, str, str]]:
     """Whether something is wrong, the setting, and a sentence about it."""
     cached, served = teacher.cache is not None, teacher.server is not None
@@ -51,4 +55,33 @@ def conflicts_of_teacher(
         "objective.temperature",
         "of a truncated teacher's tail only the mass at temperature 1 is known: with teacher.cache or teacher.server "
         "leave objective.temperature at 1.",
+    )
+    yield from _of_another_tokenizer(student, teacher, rollout, objective, data)
+
+
+def _of_another_tokenizer(
+    student: StudentSettings,
+    teacher: TeacherSettings,
+    rollout: RolloutSettings,
+    objective: ObjectiveSettings,
+    data: DataSettings,
+) -> Iterator[tuple[bool, str, str]]:
+    aligned = teacher.align is not None
+    yield (
+        aligned and (teacher.cache is not None or teacher.server is not None or student.prune is not None),
+        "teacher.align",
+        "teacher.align needs the teacher's model in this process and a student of its own: leave out teacher.cache, "
+        "teacher.server and student.prune.",
+    )
+    yield (
+        aligned and (rollout.teacher_mix > 0 or objective.policy.weight > 0 or data.responses == "teacher"),
+        "teacher.align",
+        "a teacher of another tokenizer writes other ids than the student's: with teacher.align leave "
+        "rollout.teacher_mix and objective.policy.weight at 0, and data.responses at dataset.",
+    )
+    yield (
+        aligned and objective.temperature != 1,
+        "objective.temperature",
+        "the probabilities of a teacher of another tokenizer are merged at temperature 1: with teacher.align leave "
+        "objective.temperature at 1.",
     )

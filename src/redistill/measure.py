@@ -198,8 +198,7 @@ class Bench:
         measurement that was broken off goes on."""
         prepared, settings = self.prepared, self.config.evaluation
         teacher, tokenizer = prepared.teacher, prepared.tokenizer
-        assert teacher is not None
-        model = teacher if name == "teacher" else prepared.student
+        model = teacher if teacher is not None and name == "teacher" else prepared.student
         title = f"Measuring {name} on {len(prepared.evaluation.samples)} prompts"
         file = f"{name.replace(' ', '-')}.jsonl"
         with CountDisplay(self.console, title) as progress:
@@ -217,7 +216,9 @@ class Bench:
                 max_new_tokens=settings.max_new_tokens,
                 batch_size=settings.batch_size,
                 eos=ends_of(tokenizer, model, self.config.data.template),
-                vocabulary=shared_vocabulary(tokenizer, tokenizer, prepared.student, teacher),
+                vocabulary=shared_vocabulary(
+                    tokenizer, tokenizer, prepared.student, teacher or prepared.student
+                ),
                 # The run's folder has refused other settings, or was told to go on under them.
                 keep=Keep(
                     template=self.config.data.template,
@@ -233,7 +234,9 @@ class Bench:
         kept = self.folder / "rows-before.json"
         if going_on and kept.is_file():
             return [EvaluationRow(**row) for row in json.loads(kept.read_text(encoding="utf-8"))]
-        rows = [self.row("teacher"), self.row("student before")]
+        # A teacher of another tokenizer cannot be measured by the student's ids.
+        rows = [] if self.prepared.teacher is None else [self.row("teacher")]
+        rows.append(self.row("student before"))
         write_whole(kept, json.dumps([asdict(row) for row in rows]))
         return rows
 

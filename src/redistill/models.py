@@ -227,7 +227,8 @@ def shared_vocabulary(
         raise ValueError(
             f"student and teacher have different tokenizers: {len(differing)} of the student's {len(ours)} "
             f"tokens differ from the teacher's {len(theirs)} ({shown}). Token-level distillation needs one "
-            "vocabulary: choose a student of the teacher's family, or make one with `redistill prune`."
+            "vocabulary: choose a student of the teacher's family, make one with `redistill prune`, or train with "
+            "teacher.align: bytes (docs/teacher.md)."
         )
     rows = {
         name: model if isinstance(model, int) else _output_rows(plain_model(model))

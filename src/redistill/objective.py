@@ -36,7 +36,7 @@ from redistill.losses.chunked import Block, Part, Stats, chunked
 from redistill.losses.dac_kl import Clip, clip_of, clipped
 from redistill.losses.divergences import Distributions, log_probabilities
 from redistill.losses.span_correlation import span_terms
-from redistill.losses.truncated import fold_logs, unfold
+from redistill.losses.truncated import fold_logs, unfold, with_room
 from redistill.models import head_of, hidden_states
 from redistill.projection import projection_of, source_of
 from redistill.teachers.signal import Teacher, TopK
@@ -83,7 +83,8 @@ class Objective(nn.Module):
         None where nothing is distilled. targets, spans: [n]. sft: whether `targets` are fitted here.
         written: needed by the policy term only.
         Statistics: sums `sft`, `token`, `span`, `policy`; per token `kl` (forward, temperature 1, for monitoring),
-        `teacher_log_likelihood` of the target, and for DAC-KL `lower, upper, retained_mass, retained_classes`.
+        `teacher_log_likelihood` of the target, for DAC-KL `lower, upper, retained_mass, retained_classes`, and of a
+        teacher with another tokenizer `aligned`: 1 where it says something.
         """
         weights, stats = self.settings, Stats()
         plain = _View(student, teacher, self._fused)
@@ -95,6 +96,8 @@ class Objective(nn.Module):
         stats["kl"] = torch.linalg.vecdot(plain.both.p, plain.both.log_p - plain.both.log_q)
         classes = teacher.class_of(targets) if isinstance(teacher, TopK) else targets[:, None]
         stats["teacher_log_likelihood"] = plain.both.log_p.gather(1, classes)[:, 0]
+        if isinstance(teacher, TopK) and teacher.gaps is not None:
+            stats["aligned"] = teacher.told.float()
         if weights.policy.weight and written is not None:
             loss += self._policy(plain, targets, written, weights.policy.weight / counts.token, stats)
         warmth = weights.temperature
@@ -201,7 +204,8 @@ class _View:
         p, q = self.both.p, self.both.q
         if self._folded is None:
             return p, q
-        p, q = (torch.zeros_like(self.q).scatter_(1, self._ids, each[:, :-1]) for each in (p, q))
+        empty = with_room(torch.zeros_like(self.q), 0.0)
+        p, q = (empty.scatter(1, self._ids, each[:, :-1])[:, :-1] for each in (p, q))
         return p, q
 
     def by_logits(self) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from redistill.control import control_ids
+from redistill.pieces import byte_of_character
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,11 +63,8 @@ def decoded_with_offsets(
 
 
 def _bytes_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The bytes of each token of a byte-level vocabulary, which writes every byte as a visible character:
-    those of Latin-1 that can be seen as themselves, the other 68 in order from U+0100 on (GPT-2's table)."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    byte_of = {chr(value): value for value in visible}
-    byte_of |= {chr(0x100 + n): value for n, value in enumerate(sorted(set(range(256)) - visible))}
+    """The bytes of each token of a byte-level vocabulary."""
+    byte_of = byte_of_character()
     pieces: list[bytes] = []
     for token in tokenizer.convert_ids_to_tokens(list(ids)):
         values = [byte_of.get(character) for character in token or ""]

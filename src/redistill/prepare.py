@@ -11,7 +11,7 @@ from typing import Literal, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from redistill import ranks
-from redistill.chat import Template, to_sample
+from redistill.chat import to_sample
 from redistill.clock import Clock
 from redistill.config import Config, DataSettings, TeacherSettings
 from redistill.data import DataError, load_examples
@@ -30,6 +30,7 @@ from redistill.sample import Example, Sample
 from redistill.student import prune_layers, select_layers
 from redistill.teacher_answers import with_teacher_answers
 from redistill.teachers.cached import CachedTeacher
+from redistill.teachers.own_tokenizer import aligned, tokenizers_of
 from redistill.teachers.served import ServedTeacher
 from redistill.teachers.signal import Teacher
 from redistill.trainer import DistillTrainer
@@ -52,7 +53,7 @@ class Split:
 @dataclass(frozen=True)
 class Prepared:
     """Everything a `DistillTrainer` needs, over one vocabulary. teacher: None where its model is not needed.
-    remote: the cache or server that is trained from in its place."""
+    remote: what is trained from in its place, a cache or a server, or a teacher of another tokenizer."""
 
     student: PreTrainedModel
     teacher: PreTrainedModel | None
@@ -67,17 +68,22 @@ def prepare(config: Config) -> Prepared:
     """Load what `config` names. Raises ValueError (and DataError) with what is wrong and what to do."""
     check_pushing(config)
     settings = config.teacher
-    tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
+    tokenizer, own = tokenizers_of(config)
     # Data first: a broken file should not cost the loading of two models.
-    train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit)
+    train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit, own)
     _check_column(config.data, train.samples)
-    heldout = load_heldout(config, tokenizer)
+    heldout = load_heldout(config, tokenizer, own)
     evaluation = load_evaluation(config, tokenizer, heldout)
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
     device = "cpu" if config.training.get("use_cpu") else best_device()
     cache = None if settings.cache is None else CachedTeacher(Path(settings.cache))
     remote = cache is not None or settings.server is not None
     teacher = load_teacher(config, device) if not remote or _asks_for_the_model(config) else None
+    if own is not None:
+        assert teacher is not None
+        student = load_student(config, None, tokenizer, train.samples, device)
+        said_by = aligned(config, student, teacher, (tokenizer, own), device)
+        return Prepared(student, None, tokenizer, train, heldout, evaluation, said_by)
     student = load_student(config, teacher, tokenizer, train.samples, device)
     rows = teacher or (cache.vocabulary if cache is not None else output_rows(settings.model_name_or_path))
     vocabulary = shared_vocabulary(tokenizer, tokenizer, student, rows)
@@ -202,9 +208,14 @@ def load_student(
 
 
 def load_split(
-    config: Config, tokenizer: PreTrainedTokenizerBase, path: str, split: str, limit: int | None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    split: str,
+    limit: int | None,
+    own: PreTrainedTokenizerBase | None = None,
 ) -> Split:
-    """Samples of one split; what was left out is counted and said."""
+    """Samples of one split; what was left out is counted and said. own: the teacher's tokenizer, if another."""
     data = config.data
     loaded = load_examples(
         path,
@@ -216,13 +227,15 @@ def load_split(
     )
     for problem in loaded.problems[:5]:
         log.warning("left out: %s: %s", problem.source, problem.what)
-    return to_split(config, tokenizer, loaded.examples)
+    return to_split(config, tokenizer, loaded.examples, own)
 
 
-def load_heldout(config: Config, tokenizer: PreTrainedTokenizerBase) -> Split:
+def load_heldout(
+    config: Config, tokenizer: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase | None = None
+) -> Split:
     """What validation reads: `data.eval_path` or `data.eval_split`; nothing without either."""
     place = heldout_of(config.data)
-    return load_split(config, tokenizer, *place, config.data.eval_limit) if place else Split()
+    return load_split(config, tokenizer, *place, config.data.eval_limit, own) if place else Split()
 
 
 def heldout_of(data: DataSettings) -> tuple[str, str] | None:
@@ -241,7 +254,12 @@ def load_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, heldout:
     return Split(heldout.samples[:end], heldout.references[:end], heldout.questions[:end])
 
 
-def to_split(config: Config, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Split:
+def to_split(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    own: PreTrainedTokenizerBase | None = None,
+) -> Split:
     """Examples -> samples, under the recipe's template and limits."""
     data, kept, left_out = config.data, [], []
     for example in examples:
@@ -254,6 +272,7 @@ def to_split(config: Config, tokenizer: PreTrainedTokenizerBase, examples: Seque
             max_completion_length=config.rollout.max_completion_length,
             on_long_prompt=data.on_long_prompt,
             max_teacher_prompt_length=data.max_teacher_prompt_length or data.max_prompt_length,
+            teacher_tokenizer=own,
         )
         if isinstance(sample, str):
             left_out.append(f"{example.source}: {sample}")
@@ -275,23 +294,3 @@ def question(example: Example) -> str:
     """What is asked, without the template: the last turn of a conversation, with its context."""
     text = example.prompt if isinstance(example.prompt, str) else example.prompt[-1].content
     return f"{text}\n\n{example.context}" if example.context else text
-
-
-def texts_of(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
-) -> list[tuple[int, ...]]:
-    """Prompt and reference of each example as one run of ids, of at most 512: what block influence reads."""
-    texts = []
-    for example in examples:
-        sample = to_sample(
-            example,
-            tokenizer,
-            template=template,
-            system=None,
-            max_prompt_length=256,
-            max_completion_length=256,
-            on_long_prompt="truncate",
-        )
-        if isinstance(sample, Sample):
-            texts.append(sample.prompt + sample.response)
-    return texts

@@ -205,6 +205,8 @@ def _beside(
         log_p, log_q, classes = theirs.log_p, fold(log_q, theirs.ids), theirs.class_of(said)
         # The tail is no token.
         token = theirs.ids.gather(-1, sample(log_p[:, :-1], uniform, how)[:, None]).squeeze(-1)
+        # Where it says nothing there is nothing to correct.
+        token = token if theirs.gaps is None else torch.where(theirs.told, token, said)
     else:
         logits = theirs.float()
         log_p, classes, token = logits.log_softmax(dim=-1), said[:, None], sample(logits, uniform, how)

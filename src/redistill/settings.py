@@ -97,7 +97,7 @@ class ServedSettings(Settings):
 
 
 class TeacherSettings(ModelSettings):
-    """The model that is learnt from. Its tokenizer is the run's."""
+    """The model that is learnt from. Its tokenizer is the run's, unless `align` is set."""
 
     model_name_or_path: Text
     """Hub id or folder."""
@@ -106,6 +106,11 @@ class TeacherSettings(ModelSettings):
     model's place; null: none."""
     server: ServedSettings | None = None
     """Ask a server in the model's place; null: none. model_name_or_path then names its tokenizer and config."""
+    align: Literal["bytes"] | None = None
+    """bytes: for a teacher of another tokenizer than the student's; it reads the same text in its own ids, and what
+    it says is mapped to the student's where both have a border (docs/teacher.md); null: one tokenizer for both."""
+    align_top_k: Count = 128
+    """With `align`, the student's ids that are kept at each token; all else is one outcome. Ours."""
     load_in_8bit: bool = False
     """Weights in 8 bits, LLM.int8() (bitsandbytes, through transformers): half the memory of bfloat16."""
     load_in_4bit: bool = False

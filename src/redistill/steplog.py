@@ -18,7 +18,15 @@ from redistill.offsets import token_ends
 from redistill.rollout import Drawn
 from redistill.sample import Sample
 
-PER_TOKEN = ("kl", "teacher_log_likelihood", "lower", "upper", "retained_mass", "retained_classes")
+PER_TOKEN = (
+    "kl",
+    "teacher_log_likelihood",
+    "aligned",
+    "lower",
+    "upper",
+    "retained_mass",
+    "retained_classes",
+)
 
 
 @dataclass(frozen=True)

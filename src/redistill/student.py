@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from redistill.chat import Template, to_sample
 from redistill.models import plain_model
+from redistill.sample import Example, Sample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LAYERS = {
     "llama": "model.layers",
@@ -204,3 +206,23 @@ def _shorten(pruned: PreTrainedModel, kept: Sequence[int], depth: int) -> None:
         if "layer" in name and isinstance(value, list) and len(value) == depth:
             setattr(config, name, [value[index] for index in kept])
     config.num_hidden_layers = len(kept)
+
+
+def texts_of(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> list[tuple[int, ...]]:
+    """Prompt and reference of each example as one run of ids, of at most 512: what block influence reads."""
+    texts = []
+    for example in examples:
+        sample = to_sample(
+            example,
+            tokenizer,
+            template=template,
+            system=None,
+            max_prompt_length=256,
+            max_completion_length=256,
+            on_long_prompt="truncate",
+        )
+        if isinstance(sample, Sample):
+            texts.append(sample.prompt + sample.response)
+    return texts

@@ -182,8 +182,7 @@ def prune(
     from redistill.data import load_examples
     from redistill.demo.pipeline import HERE
     from redistill.models import load_model, load_tokenizer, parameter_count
-    from redistill.prepare import texts_of
-    from redistill.student import prune_layers, select_layers
+    from redistill.student import prune_layers, select_layers, texts_of
 
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty: name a new folder for the pruned model")

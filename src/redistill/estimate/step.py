@@ -220,11 +220,10 @@ class Walker:
 
     def _score(self, rows: int, keep: bool = False, again: bool = False) -> Scorer:
         """Both models read answers. What is given holds what is held while they are revised."""
-        samples = [self._sample()] * rows
+        samples, chance = [self._sample()] * rows, torch.zeros(self.config.rollout.max_completion_length)
         how = Sampling(1.0 if self.config.revision.teacher_token == "sample" else 0.0)
-        uniforms = [torch.zeros(len(each.response)) for each in samples]
         scorer = Scorer(self.student, self.teacher, self.vocabulary, how, keep=keep, again=again)
-        scorer.score(samples, range(rows), [0] * rows, uniforms)
+        scorer.score(samples, range(rows), [0] * rows, [chance] * rows)
         return scorer
 
     def _sample(self) -> Sample:

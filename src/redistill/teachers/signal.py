@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from redistill.losses.quantile import top_classes
@@ -30,17 +30,26 @@ class Hidden:
 @dataclass(frozen=True)
 class TopK:
     """ids: the k most probable ones, different in a row. log_p: theirs and, last, the tail's: that of all else
-    together; normalised, in nats, fp32."""
+    together; normalised, in nats, fp32.
+
+    gaps: None, or V, where rows may hold fewer ids, or none where nothing is said: V then stands for no id (see
+        `losses/truncated.py`) and comes behind those that are some."""
 
     ids: Int[Tensor, "N k"]
     log_p: Float[Tensor, "N C"]
+    gaps: int | None = None
 
     def __getitem__(self, rows: slice) -> TopK:
-        return TopK(self.ids[rows], self.log_p[rows])
+        return replace(self, ids=self.ids[rows], log_p=self.log_p[rows])
 
     def to(self, device: torch.device) -> TopK:
         """The same on `device`."""
-        return TopK(self.ids.to(device), self.log_p.to(device))
+        return replace(self, ids=self.ids.to(device), log_p=self.log_p.to(device))
+
+    @property
+    def told(self) -> Bool[Tensor, " N"]:
+        """Where something is said."""
+        return self.ids[:, 0] != self.gaps
 
     def class_of(self, tokens: Int[Tensor, " N"]) -> Int[Tensor, "N 1"]:
         """The column of `log_p` that each token belongs to."""
