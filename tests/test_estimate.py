@@ -195,12 +195,18 @@ def test_shares_of_several_processes():
     size = sizes(recipe(), pair(tiny_llama(layers=1), tiny_llama(layers=1)))[0]
     size = replace(size, gradients=400, layer=10)
     parts = {"student": 400, "gradients": 400, "optimizer": 800, "teacher": 100}
-    ddp, fsdp = (sharded(parts, each, 4, Walk((), size, size), "backward") for each in SHARDINGS)
+    walk = Walk((), size, size)
+    every = {each.name: each for each in SHARDINGS}
+    backward = {each.name: sharded(parts, each, 4, walk, "backward", gather=True) for each in SHARDINGS}
+    ddp, fsdp = backward["DDP"], backward["FSDP2"]
     assert ddp == parts | {"gradients": 800}
     assert fsdp == {"student": 120, "gradients": 100, "optimizer": 200, "teacher": 45}
-    whole = sharded(parts, SHARDINGS[1], 4, Walk((), size, size), "rollout")
+    assert fsdp == backward["ZeRO-3"]
+    assert backward["ZeRO-2"] == parts | {"gradients": 100, "optimizer": 200}
+    whole = sharded(parts, every["FSDP2"], 4, walk, "rollout", gather=True)
     assert whole == fsdp | {"student": 400, "teacher": 100}, "the models are put together to write"
-    assert sharded(parts, SHARDINGS[1], 1, Walk((), size, size), "backward") == parts
+    assert sharded(parts, every["FSDP2"], 4, walk, "rollout", gather=False) == fsdp, "or layer by layer"
+    assert sharded(parts, every["FSDP2"], 1, walk, "backward", gather=True) == parts
 
 
 @pytest.fixture(scope="module")

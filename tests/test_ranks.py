@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from ranks_child import measured
 from rich.console import Console
 from safetensors.torch import load_file
 from test_trainer import TOKENIZER, assert_same_curve, curve, recipe, trainer
@@ -37,6 +38,7 @@ def launch(*arguments):
 
 # A number that is drawn within rounding of the next token ends the likeness: with the seed 3 one of these does.
 OTHER = {"seed": 5}
+MEASURED = {"batch": 4, "steps": 1}
 
 
 def alone(folder, *, tied=False, resume=None):
@@ -84,6 +86,12 @@ def runs(tmp_path_factory):
             "resume": str(root / "alone/checkpoint-2"),
             "term_at": 3,
         },
+        {"folder": "fsdp2-in-step", "recipe": four | sharded | {"rollout": {"gather": False}}},
+        {
+            "folder": "measured",
+            "recipe": MEASURED | sharded | {"rollout": {"gather": False}},
+            "measured": True,
+        },
         {"folder": "spoilt", "recipe": four | {"steps": 2, "training": no_eval}, "spoil_at": 1},
         {"folder": "spoilt-fsdp2", "recipe": four | {"steps": 2} | sharded, "spoil_at": 2},
         {"folder": "hollow", "recipe": hollow | {"training": no_eval}, "holes": True},
@@ -97,7 +105,9 @@ def runs(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("name", "one"), [("ddp", "alone"), ("fsdp2-tied", "alone-tied")])
+@pytest.mark.parametrize(
+    ("name", "one"), [("ddp", "alone"), ("fsdp2-in-step", "alone"), ("fsdp2-tied", "alone-tied")]
+)
 def test_two_processes_give_the_curve_the_checkpoint_and_the_student_of_one(runs, name, one):
     assert any(record["replayed"] for record in curve(runs / one))
     assert any("share_revised" in record for record in curve(runs / one))
@@ -110,6 +120,19 @@ def test_two_processes_give_the_curve_the_checkpoint_and_the_student_of_one(runs
     assert all(
         torch.equal(value, student[key]) for key, value in load_file(last / "model.safetensors").items()
     )
+
+
+def test_a_run_is_measured_before_and_after_as_in_one_process(runs, tmp_path):
+    (tmp_path / "run").mkdir()
+    measured(tmp_path / "run", MEASURED | {"batch": 8})
+    found, wanted = (
+        json.loads((folder / "results.json").read_text())["rows"]
+        for folder in (runs / "measured", tmp_path / "run")
+    )
+    assert [row["name"] for row in found] == ["teacher", "student before", "student after"]
+    for one, other in zip(found, wanted, strict=True):
+        for name in ("perplexity", "kl_to_teacher", "rougeL_greedy", "mean_tokens"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5), (one["name"], name)
 
 
 @pytest.mark.parametrize("name", ["ddp-stopped", "fsdp2"])
@@ -169,5 +192,7 @@ def test_a_rank_is_killed_the_others_stop_with_one_message_and_the_run_goes_on(t
 def test_accelerate_reads_the_packaged_configs(path):
     config = load_config_from_file(str(path))
     assert config.num_processes % config.num_machines == 0 and config.num_processes > 1
-    assert config.distributed_type == ("FSDP" if path.stem == "fsdp2" else "MULTI_GPU")
+    kinds = {"fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+    assert config.distributed_type == kinds.get(path.stem, "MULTI_GPU")
+    assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(path.stem)
     assert ("fsdp_version", 2) in config.fsdp_config.items() or path.stem != "fsdp2"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redistill import checkpoint, ranks
+from redistill import checkpoint, ranks, zero
 from redistill.wrapped import local
 
 IN_A_ROW = 3
@@ -24,12 +25,23 @@ class BadSteps:
     def __init__(self) -> None:
         self.in_a_row = self.skipped = 0
 
-    def leave_out(self, losses: Sequence[Tensor], trained: Sequence[nn.Parameter]) -> None:
-        """Drop the gradients of a step that is not finite, so that nothing is updated: on all ranks, if on one."""
+    def leave_out(
+        self, losses: Sequence[Tensor], trained: Sequence[nn.Parameter], deepspeed: Any = None
+    ) -> None:
+        """Drop the gradients of a step that is not finite, so that nothing is updated: on all ranks, if on one.
+
+        deepspeed: the student's engine, if it has one; it updates the student here, or not.
+        """
         finite = all(bool(torch.isfinite(loss)) for loss in losses) and _finite_gradients(trained)
+        if deepspeed is not None:
+            finite &= zero.finite(deepspeed)
         if not ranks.any_true(not finite):
             self.in_a_row = 0
+            if deepspeed is not None:
+                zero.take_step(deepspeed)
             return
+        if deepspeed is not None:
+            zero.leave_out(deepspeed)
         for parameter in trained:
             parameter.grad = None
         self.skipped += 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from redistill import zero
 from redistill.chat import Template, end_id
 from redistill.loading import first_line, load_model, load_tokenizer
 
@@ -275,7 +276,7 @@ def ends_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module, template: Temp
 
 def parameter_count(model: nn.Module) -> int:
     """The number of parameters, tied weights counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(zero.number(parameter) for parameter in model.parameters())
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:

@@ -114,12 +114,38 @@ def _group() -> Any:
     return distributed.new_group(backend="gloo", timeout=_PATIENCE)
 
 
+# What a rank still does for the others before it waits for them.
+_owed: list[Callable[[], None]] = []
+
+
+@contextmanager
+def before_meeting(help_them: Callable[[], None]) -> Iterator[None]:
+    """Inside, a rank does this whenever it comes to where all meet: what others need of it until they are there."""
+    _owed.append(help_them)
+    try:
+        yield
+    finally:
+        _owed.remove(help_them)
+
+
+def wanted_by_any(place: int | None, count: int) -> list[int]:
+    """The places, of `count`, that some rank calls this with; one that calls it with None wants none."""
+    import torch
+    from torch import distributed
+
+    wanted = torch.tensor([int(each == place) for each in range(count)], dtype=torch.int32)
+    distributed.all_reduce(wanted, distributed.ReduceOp.MAX, group=_group())
+    return wanted.nonzero().flatten().tolist()
+
+
 def gather(value: T) -> list[T]:
     """Every rank's value, in the order of the ranks, on all of them."""
     if size() == 1:
         return [value]
     from torch import distributed
 
+    for help_them in _owed:
+        help_them()
     found: list[Any] = [None] * size()
     distributed.all_gather_object(found, value, group=_group())
     return found
@@ -137,6 +163,8 @@ def on_first(work: Callable[[], T]) -> T:
     from torch import distributed
 
     found: list[Any] = [work() if is_first() else None]
+    for help_them in _owed:
+        help_them()
     distributed.broadcast_object_list(found, src=0, group=_group())
     return found[0]
 

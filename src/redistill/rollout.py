@@ -17,6 +17,7 @@ from redistill.clock import Clock
 from redistill.config import Config, RevisionSettings, RolloutSettings
 from redistill.engines.writer import Loop, Request, Writer
 from redistill.generate import draw_uniforms
+from redistill.in_step import readable
 from redistill.out_of_memory import Halving
 from redistill.policy import with_advantages
 from redistill.replay import ReplayBuffer, ShareSchedule
@@ -25,7 +26,6 @@ from redistill.sample import Sample
 from redistill.sampling import Sampling
 from redistill.scoring import Score, score
 from redistill.teachers.signal import Teacher
-from redistill.wrapped import gathered
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def sequence_level(
     replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
     fresh_places = [place for place in places if place not in set(replay_places)]
 
-    with gathered(*((pair.student, pair.teacher.model) if places else ())):
+    with readable(*((pair.student, pair.teacher.model) if places else ()), gather=rollout.gather):
         with clock.phase("rollout"):
             if pair.writer and places:
                 pair.writer.sync()

@@ -16,11 +16,12 @@ from redistill.config import Config
 from redistill.console import StepDisplay, training_progress
 from redistill.evaluation.score import EvaluationRow
 from redistill.hub import STUDENT
+from redistill.in_step import readable
 from redistill.measure import Bench
 from redistill.prepare import Prepared, in_folder, prepare, trainer_of
 from redistill.runlog import alone, write_whole
 from redistill.trainer import DistillTrainer
-from redistill.wrapped import gathered, refuse_engines
+from redistill.wrapped import refuse_engines
 from redistill.yaml_lines import parse_value, read_yaml
 
 
@@ -81,7 +82,8 @@ def _train(
     trainer = trainer_of(config, prepared, [training_progress(shown=shown, bounded=bounded), signals])
     trainer.run_log.readers.append(shown.read)
     if measured := "evaluation" in config.model_fields_set and bool(prepared.evaluation.samples):
-        earlier = ranks.on_first(lambda: bench.rows_before(going_on=last is not None))
+        with readable(prepared.student, prepared.teacher, gather=config.rollout.gather):
+            earlier = ranks.on_first(lambda: bench.rows_before(going_on=last is not None))
     step, finished = _train_from(trainer, last, console)
     student = folder / STUDENT
     if not finished:
@@ -89,7 +91,7 @@ def _train(
     trainer.save_student(student)
     seconds, rows = time.perf_counter() - started, []
     if measured:
-        with gathered(prepared.student, prepared.teacher):
+        with readable(prepared.student, prepared.teacher, gather=config.rollout.gather):
             rows = ranks.on_first(lambda: bench.finish(earlier, steps=step, seconds=seconds))
     if rows and ranks.is_first():
         prompts = len(prepared.evaluation.samples)

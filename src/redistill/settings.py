@@ -224,6 +224,10 @@ class RolloutSettings(Settings):
     gives the same tokens up to rounding; paged, transformers' `generate_batch`, and vllm, which sample by themselves:
     their answers agree with the loop's in distribution only, and a paged one depends on its batch."""
     vllm: VllmSettings = VllmSettings()
+    gather: bool = True
+    """Of models that are sharded over several GPUs (FSDP2, ZeRO-3): true, each GPU holds the whole of both while it
+    writes and scores; false, a layer at a time, for models that do not fit so; slow (docs/several-gpus.md). Ours; TRL
+    has ds3_gather_for_generation."""
 
 
 class RevisionSettings(Settings):

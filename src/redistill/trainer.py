@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from redistill import ranks
+from redistill import ranks, zero
 from redistill.accumulation import Accumulation
 from redistill.bad_steps import BadSteps
 from redistill.batch import Batch, Counts, Row, Spans, collate, count, no_spans, split_by_length, to_device
@@ -36,6 +36,7 @@ from redistill.config import Config
 from redistill.engines.choose import engine_of
 from redistill.hooks import Hooks
 from redistill.hub import HubTrainer
+from redistill.in_step import readable
 from redistill.losses.chunked import Stats
 from redistill.models import ends_of, shared_vocabulary
 from redistill.objective import Objective, batch_loss
@@ -51,7 +52,7 @@ from redistill.steplog import StepWatch, revision_records, step_record, together
 from redistill.teachers.local import frozen
 from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
-from redistill.wrapped import gathered, loss_inside, refuse_engines, shard
+from redistill.wrapped import loss_inside, refuse_engines, shard, shards
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,10 @@ class DistillTrainer(HubTrainer):
         self.tokenizer = processing_class
         if isinstance(teacher_model, PreTrainedModel):
             vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
-            teacher_model = frozen(teacher_model, vocabulary, args.device, config.teacher)
+            # A part of it goes to the device, layer by layer.
+            stays = shards(config.training) and not config.rollout.gather
+            device = teacher_model.device if stays else args.device
+            teacher_model = frozen(teacher_model, vocabulary, device, config.teacher)
         self.teacher, vocabulary = teacher_model, teacher_model.vocabulary
         ends = ends_of(processing_class, model, config.data.template)
         if not (packed := packs(model, vocabulary)):
@@ -123,7 +127,9 @@ class DistillTrainer(HubTrainer):
         self.validating = Halving("validation", "per_device_eval_batch_size", args.per_device_eval_batch_size)
         self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
-        if self.is_fsdp_enabled and self.teacher.model is not None:
+        if self.is_deepspeed_enabled:
+            zero.settle(self.accelerator)
+        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.teacher.model is not None:
             shard(self.teacher.model, self.accelerator)
 
     # What is trained on
@@ -223,7 +229,7 @@ class DistillTrainer(HubTrainer):
         """Drop the gradients of a step that is not finite, so that nothing is updated; update the clip network."""
         assert self.optimizer is not None
         self.clip_optimizer.gather(self.accelerator.scaler)
-        self.bad_steps.leave_out(self._step.losses, self._trained())
+        self.bad_steps.leave_out(self._step.losses, self._trained(), self.zero_engine)
         self.clip_optimizer.step(self.optimizer)
 
     def after_step(self) -> None:
@@ -256,7 +262,8 @@ class DistillTrainer(HubTrainer):
         """Forward KL to the teacher and perplexity on the references; a rise moves the adaptive schedule."""
         samples = self.samples_eval if eval_dataset is None else list(eval_dataset)
         student, size = self.pair.student, self.pair.vocabulary
-        with self.accelerator.autocast(), gathered(student, self.teacher.model):
+        gather = self.config.rollout.gather
+        with self.accelerator.autocast(), readable(student, self.teacher.model, gather=gather):
             own = ranks.mine(samples)
             found = self.validating.run(
                 len(own), lambda rows: reference_scores(student, self.teacher, own, size, rows)

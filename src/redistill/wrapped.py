@@ -1,20 +1,20 @@
-"""What the engine's wrappers (DDP, FSDP2) ask of those who use the models inside them.
+"""What the engine's wrappers (DDP, FSDP2, DeepSpeed) ask of those who use the models inside them.
 
-A wrapper acts around the `forward` of what it wraps: `through` makes any work that forward. FSDP2 leaves each rank a
-part of every weight: `gathered` puts them together for a while, `whole_of` for a file.
+A wrapper acts around the `forward` of what it wraps: `through` makes any work that forward. FSDP2 and ZeRO-3 leave
+each rank a part of every weight: `gathered` puts them together for a while, `whole_of` for a file.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from redistill import ranks
+from redistill import ranks, zero
 
 Rest = TypeVar("Rest")
 
@@ -26,18 +26,14 @@ def refuse_engines(training: Mapping[str, Any]) -> None:
     """
     from torch.distributed.fsdp import FSDPModule
 
-    def launched_with(name: str) -> bool:
-        return os.environ.get(name, "").lower() == "true"
-
-    instead = "use DDP (recipes/accelerate/ddp.yaml) or FSDP2 (recipes/accelerate/fsdp2.yaml)."
-    if training.get("deepspeed") or launched_with("ACCELERATE_USE_DEEPSPEED"):
+    if _uses_deepspeed(training):
+        _refuse_under_deepspeed(training)
+    if training.get("parallelism_config") or _launched_with("ACCELERATE_USE_PARALLELISM_CONFIG"):
         raise ValueError(
-            "DeepSpeed steps inside its backward pass, so that a step whose loss is not finite cannot be left out: "
-            + instead
+            "tensor, context and sequence parallelism are not supported: use DDP (recipes/accelerate/ddp.yaml), "
+            "FSDP2 (fsdp2.yaml) or DeepSpeed (zero2.yaml, zero3.yaml)."
         )
-    if training.get("parallelism_config") or launched_with("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        raise ValueError(f"tensor, context and sequence parallelism are not supported: {instead}")
-    version = os.environ.get("FSDP_VERSION", "1") if launched_with("ACCELERATE_USE_FSDP") else None
+    version = os.environ.get("FSDP_VERSION", "1") if _launched_with("ACCELERATE_USE_FSDP") else None
     if training.get("fsdp"):
         version = (training.get("fsdp_config") or {}).get("version", 2)
     if version is not None and int(version) != 2:
@@ -48,20 +44,63 @@ def refuse_engines(training: Mapping[str, Any]) -> None:
         raise ValueError("FSDP2 is supported from torch 2.13 on: install it, or use DDP.")
 
 
+def _refuse_under_deepspeed(training: Mapping[str, Any]) -> None:
+    if not zero.installed():
+        raise ValueError('DeepSpeed is not installed: pip install "redistill[deepspeed]", or use FSDP2.')
+    if ranks.size() == 1:
+        raise ValueError("DeepSpeed is supported in runs of several processes: leave it out in this one.")
+    if training.get("fp16"):
+        raise ValueError(
+            "training.fp16 is not supported under DeepSpeed, which scales the loss where we do not see it: "
+            "use training.bf16."
+        )
+    if training.get("load_best_model_at_end"):
+        raise ValueError(
+            "training.load_best_model_at_end is not supported under DeepSpeed: take the checkpoint that "
+            "trainer_state.json calls the best."
+        )
+    if (optim := training.get("optim", zero.OPTIMIZERS[0])) not in zero.OPTIMIZERS:
+        raise ValueError(
+            f"training.optim {optim} is not supported under DeepSpeed, which sees weights all in a row: "
+            f"use {' or '.join(zero.OPTIMIZERS)}."
+        )
+
+
+def _launched_with(name: str) -> bool:
+    return os.environ.get(name, "").lower() == "true"
+
+
+def _uses_deepspeed(training: Mapping[str, Any]) -> bool:
+    return bool(training.get("deepspeed")) or _launched_with("ACCELERATE_USE_DEEPSPEED")
+
+
+def shards(training: Mapping[str, Any]) -> bool:
+    """Whether launcher or recipe ask for models of which each rank holds a part."""
+    fsdp = bool(training.get("fsdp")) or _launched_with("ACCELERATE_USE_FSDP")
+    return ranks.size() > 1 and (fsdp or _uses_deepspeed(training))
+
+
 def through(wrapper: nn.Module, inner: nn.Module, work: Callable[[], Tensor | None]) -> Tensor | None:
     """What `work` gives, done as the forward of `inner` inside its wrapper, whose hooks then act around it.
 
     DDP averages the gradients of what this returns; FSDP2 gathers weights, and scatters gradients, around the layers.
     """
-    # In the instance, where `nn.Module.__call__` looks first; accelerate may have put its own there.
-    before = vars(inner).get("forward")
-    inner.forward = work
-    try:
+    with replaced(inner, work):
         return wrapper()
+
+
+@contextmanager
+def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `forward` is the module's."""
+    # In the instance, where `nn.Module.__call__` looks first; accelerate may have put its own there.
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
     finally:
-        del inner.forward
+        del module.forward
         if before is not None:
-            inner.forward = before
+            module.forward = before
 
 
 def loss_inside(
@@ -91,14 +130,17 @@ def loss_inside(
 
 
 def is_sharded(model: nn.Module | None) -> bool:
-    """Whether FSDP2 has left each rank a part of its weights."""
+    """Whether FSDP2 or ZeRO-3 have left each rank a part of its weights."""
     from torch.distributed.fsdp import FSDPModule
 
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or zero.is_partitioned(model)
 
 
 def shard(model: nn.Module, accelerator: Any) -> None:
     """Shard a model that is not trained as accelerate shards the one that is; in place."""
+    if accelerator.state.deepspeed_plugin is not None:
+        zero.partition(model, accelerator)
+        return
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
     # It notes the classes of the layers it has found, and would look for them in a model of another family.
@@ -116,6 +158,10 @@ def gathered(*models: nn.Module | None) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     sharded = [model for model in models if isinstance(model, FSDPModule)]
+    held = ExitStack()
+    for model in models:
+        if model is not None and zero.is_partitioned(model):
+            held.enter_context(zero.gathered(model))
     for model in sharded:
         # FSDP2 takes what is called first for the root of all.
         through(model, model, lambda: None)
@@ -126,9 +172,33 @@ def gathered(*models: nn.Module | None) -> Iterator[None]:
     try:
         yield
     finally:
+        held.close()
         for model in sharded:
-            model.reset_iter_state()
-            _reshard_layers(model)
+            _as_in_training(model)
+
+
+@contextmanager
+def in_layers(model: Any) -> Iterator[None]:
+    """Inside, a sharded model is in evaluation mode, and each of its forwards, in which all ranks must be, gathers
+    the layers one after the other and lets them go; the head stays."""
+    from torch.distributed.fsdp import FSDPModule
+
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    by_fsdp = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if by_fsdp:
+        through(model, model, lambda: None)
+        for module in by_fsdp:
+            module.reshard()
+        _reshard_layers(model, True)
+        gather_head(model.get_output_embeddings())
+    try:
+        yield
+    finally:
+        if by_fsdp:
+            _as_in_training(model)
+        for module in in_training:
+            module.training = True
 
 
 def gather_head(module: nn.Module) -> None:
@@ -139,12 +209,18 @@ def gather_head(module: nn.Module) -> None:
         module.unshard()
 
 
-def _reshard_layers(model: Any) -> None:
-    """As accelerate had it: the layers give up what they gathered, the last one and the head not."""
+def _as_in_training(model: Any) -> None:
+    """As accelerate had it."""
     from accelerate.state import AcceleratorState
 
     plugin: Any = AcceleratorState().fsdp_plugin
-    model.set_reshard_after_forward(bool(plugin.reshard_after_forward))
+    model.reset_iter_state()
+    _reshard_layers(model, bool(plugin.reshard_after_forward))
+
+
+def _reshard_layers(model: Any, reshard: bool) -> None:
+    """Whether the layers give up what they gathered; the last one and the head never do."""
+    model.set_reshard_after_forward(reshard)
     for module in (model, model.get_output_embeddings()):
         module.set_reshard_after_forward(False, recurse=False)
 
@@ -172,8 +248,9 @@ def whole_of(value: Any) -> Any:
 
     if isinstance(value, dict):
         return {name: whole_of(each) for name, each in value.items()}
-    value = value.full_tensor().detach() if isinstance(value, DTensor) else value
-    return value.cpu() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    return (value.full_tensor().detach() if isinstance(value, DTensor) else zero.whole(value)).cpu()
 
 
 def part_of(value: Any, like: Tensor) -> Any:

@@ -88,7 +88,7 @@ def _verdict(estimate: Estimate, memory: int) -> list[str]:
         processes, how = estimate.machine.processes, found.sharding
         switches += (
             f"\n  accelerate launch --num_processes {processes} {how.launch} -m redistill train ..\n"
-            f"  ({how.name} shares the student between the GPUs; it was never run with redistill)"
+            f"  ({how.name} shares the student between the GPUs; it was never run on GPUs with redistill)"
         )
     if found.fits:
         return [*lines, f"With these it takes {peak / GIB:.2f} GiB, and fits:", f"  {switches.strip()}"]

@@ -16,9 +16,14 @@ def engine_of(
     """Who writes the student's answers; None for `loop`, which needs no engine of its own.
 
     student: on the device on which it is trained. processes: of the run.
-    Errors: ValueError for vLLM in a run of several processes, and those of the engine's own start.
+    Errors: ValueError for vLLM in a run of several processes, for an engine that cannot write in step with them, and
+    those of the engine's own start.
     """
     rollout = config.rollout
+    if processes > 1 and not rollout.gather and rollout.engine != "loop":
+        raise ValueError(
+            f"rollout.engine {rollout.engine} reads whole models: set it to loop, or rollout.gather to true."
+        )
     columns = config.data.max_prompt_length + rollout.max_completion_length
     if rollout.engine == "static":
         from redistill.engines.static_cache import StaticLoop, compiled_on

@@ -127,7 +127,9 @@ def _each_alone(config: Config, walks: Walks) -> Iterator[Switched]:
     """Every way to share the student, every saver, and those that are to come."""
     for sharding in SHARDINGS[1:] if walks.machine.processes > 1 else ():
         phases = walks.phases(config, sharding)
-        yield Switched(f"student shared by {sharding.name}", (), "talk between GPUs", "nothing", True, phases)
+        name, time = f"student shared by {sharding.name}", "talk between GPUs"
+        time += ", for every token" * bool(sharding.settings)
+        yield Switched(name, sharding.settings, time, "nothing", True, phases)
     for saver in SAVERS:
         settings = levels(saver, config, walks.machine.device)[-1]
         if settings:
@@ -177,7 +179,8 @@ def _with(config: Config, walks: Walks, savers: Sequence[Saver], sharding: Shard
         for place in reversed(range(len(savers))):
             fewer = ([*taken[:place], level, *taken[place + 1 :]] for level in range(taken[place]))
             taken = next((each for each in fewer if fits(each)), taken)
-    return Suggestion(_together(steps, taken), sharding, phases(taken), fits(taken))
+    settings = (*_together(steps, taken), *sharding.settings)
+    return Suggestion(settings, sharding, phases(taken), fits(taken))
 
 
 def _together(steps: Sequence[Sequence[Overrides]], taken: Sequence[int]) -> Overrides:

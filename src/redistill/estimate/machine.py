@@ -55,11 +55,13 @@ class TeacherSaver:
 
 @dataclass(frozen=True)
 class Sharding:
-    """How several processes share a student: the parts of which each holds an equal share; and what starts it."""
+    """How several processes share a student: the parts of which each holds an equal share; and what starts it.
+    settings: what it needs besides."""
 
     name: str
     shared: tuple[str, ...]
     launch: str
+    settings: tuple[str, ...] = ()
 
 
 TEACHER_SAVERS: tuple[TeacherSaver, ...] = (
@@ -70,26 +72,36 @@ TEACHER_SAVERS: tuple[TeacherSaver, ...] = (
     TeacherSaver("teacher on the host, layer by layer", bits=0, layers=2),
 )
 
+_ALL, _FSDP2 = ("optimizer", "gradients", "student", "teacher"), "--use_fsdp --fsdp_version 2"
+
+_ZERO, _IN_STEP = "--use_deepspeed --zero_stage {}", "rollout.gather=false"
+
 SHARDINGS: tuple[Sharding, ...] = (
     Sharding("DDP", (), "--multi_gpu"),
-    Sharding("FSDP2", ("optimizer", "gradients", "student", "teacher"), "--use_fsdp --fsdp_version 2"),
+    Sharding("ZeRO-2", ("optimizer", "gradients"), _ZERO.format(2)),
+    Sharding("FSDP2", _ALL, _FSDP2),
+    Sharding("ZeRO-3", _ALL, _ZERO.format(3)),
+    Sharding("FSDP2, answers in step", _ALL, _FSDP2, (_IN_STEP,)),
+    Sharding("ZeRO-3, answers in step", _ALL, _ZERO.format(3), (_IN_STEP,)),
 )
 """The faster one first."""
 
-# Each process reads or writes by itself in these: FSDP2's models are put together for them (`wrapped.gathered`).
+# Each process reads or writes by itself in these: models are put together for them, if so set (`in_step.readable`).
 BY_ITSELF = ("rollout", "scoring", "revision", "policy", "validation", "measuring")
 
 
-def sharded(parts: Parts, sharding: Sharding, processes: int, walk: Walk, phase: str) -> Parts:
+def sharded(
+    parts: Parts, sharding: Sharding, processes: int, walk: Walk, phase: str, *, gather: bool
+) -> Parts:
     """The bytes of one of several processes; a whole part p becomes p / processes. One process: as they are.
 
     DDP holds the gradients a second time, in buckets that stay. A model that is shared is brought together a layer at
-    a time while the next is on its way, and so is its gradient; and whole in the phases `BY_ITSELF`.
+    a time while the next is on its way, and so is its gradient; and, if `gather`, whole in the phases `BY_ITSELF`.
     """
     if processes == 1:
         return parts
     models = {"student": walk.student.layer, "teacher": walk.teacher.layer}
-    shared = set(sharding.shared) - (set(models) if phase in BY_ITSELF else set())
+    shared = set(sharding.shared) - (set(models) if gather and phase in BY_ITSELF else set())
     shares = {name: -(-size // processes) if name in shared else size for name, size in parts.items()}
     if not sharding.shared:
         shares["gradients"] = shares.get("gradients", 0) + walk.student.gradients
@@ -113,14 +125,16 @@ class Walks:
 
     def phases(self, config: Config, sharding: Sharding = SHARDINGS[0]) -> tuple[Phase, ...]:
         """Those of one process, with what it holds before any tensor."""
-        walk, machine = self.walk(config), self.machine
+        walk, machine, many = self.walk(config), self.machine, self.machine.processes
+        gather = config.rollout.gather and not sharding.settings
         itself, vllm = machine.itself, config.rollout.vllm
         if config.rollout.engine == "vllm" and vllm.mode == "colocate":
             itself += round((machine.memory or 0) * vllm.gpu_memory_utilization)
         return tuple(
             replace(
                 each,
-                parts=sharded(each.parts, sharding, machine.processes, walk, each.name) | {"process": itself},
+                parts=sharded(each.parts, sharding, many, walk, each.name, gather=gather)
+                | {"process": itself},
             )
             for each in walk.phases
         )

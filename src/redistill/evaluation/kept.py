@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from redistill.runlog import write_whole
 from redistill.versions import made_with
+from redistill.wrapped import local
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,12 +125,14 @@ def fingerprint(model: nn.Module) -> str:
     """Twelve digits that change with the model's class, its parameters' names and shapes, and their values.
 
     Of a parameter 4,096 values are looked at, evenly spread: any training step changes them, and 13B
-    parameters are not read for it. The device does not matter, the number format does.
+    parameters are not read for it. The device does not matter, the number format does. Of sharded weights this rank's
+    part is looked at, so that more ranks are another model.
     """
     found = hashlib.sha256(type(model).__name__.encode())
     for name, parameter in model.named_parameters():
-        values = parameter.detach().reshape(-1)
-        seen = values[:: max(1, values.numel() // _LOOKED_AT)].float().cpu()
+        values = local(parameter.detach()).reshape(-1)
+        # A copy: memory that numpy has seen can no longer be given back, as FSDP2 does.
+        seen = values[:: max(1, values.numel() // _LOOKED_AT)].float().cpu().clone()
         found.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + seen.numpy().tobytes())
     return found.hexdigest()[:12]
 
