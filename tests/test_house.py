@@ -81,6 +81,7 @@ ORDER = [
     "console",
     "measure",
     "judging",
+    "marking",
     "caching",
     "run",
     "commands",
@@ -88,6 +89,7 @@ ORDER = [
     "compare",
     "demo",
     "report",
+    "play",
     "cli",
 ]
 

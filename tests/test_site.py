@@ -141,6 +141,7 @@ NOT_RUN = {
     "vllm serve": "needs vLLM and a GPU; test_served_teacher.py runs a stand-in",
     "redistill compare": "starts processes; test_compare.py",
     "redistill evaluate STUDENT": "STUDENT is the reader's; test_suites.py and test_tasks.py",
+    "redistill play": "waits until it is stopped; test_play.py",
     "redistill report": "runs/mine is the reader's; test_report.py",
     "redistill watch": "waits until it is stopped; test_report_browser.py",
     "torchrun": "several processes; test_ranks.py",

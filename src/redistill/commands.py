@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
-import torch
 from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,18 +25,14 @@ from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_res
 from redistill.evaluation.score import EvaluationRow
 from redistill.evaluation.suites import Asked
 from redistill.evaluation.tasks import TaskScore, run_tasks
-from redistill.generate import generate
 from redistill.loading import best_device
-from redistill.measure import Place, Request, SetBench, load_sets, record_of, to_samples
-from redistill.models import ends_of, load_model, load_tokenizer, shared_vocabulary
-from redistill.revision import revise_samples
+from redistill.marking import Question, load_models
+from redistill.measure import Place, Request, SetBench, load_sets, record_of
+from redistill.models import load_model, load_tokenizer, shared_vocabulary
 from redistill.runlog import write_whole
-from redistill.sample import Example, Sample
-from redistill.sampling import Sampling
-from redistill.scoring import Score, score
+from redistill.sample import Sample
+from redistill.scoring import Score, TeacherToken
 from redistill.versions import made_with
-
-TeacherToken = Literal["sample", "argmax"]
 
 
 @dataclass(frozen=True)
@@ -182,39 +176,11 @@ def revise(
     console: Console,
 ) -> None:
     """Answer `prompt` with the student, correct it, and print each position's KL, the error and the outcome."""
-    tokenizer = load_tokenizer(student_name)
-    student, teacher = (
-        load_model(name, dtype=request.dtype, device=best_device()) for name in (student_name, teacher_name)
-    )
-    vocabulary = _vocabulary(tokenizer, student, teacher_name, teacher)
-    eos = ends_of(tokenizer, student, request.template)
-    generator, sampling = torch.Generator().manual_seed(seed), Sampling(request.temperature)
-    (asked, _) = to_samples([Example(prompt, source="prompt")], tokenizer, request)[0]
-    writing = {"sampling": sampling, "eos": eos, "generator": generator, "vocabulary": vocabulary}
-    limit = request.max_new_tokens
-    answer = generate(student, [asked.prompt], limits=[limit], batch_size=1, **writing)[0]
-    written = Sample(asked.prompt, answer, "rollout", "prompt")
-
-    def scored(sample: Sample) -> Score:
-        options = {"vocabulary": vocabulary, "generator": generator, "batch_size": 1}
-        return score(student, teacher, [sample], teacher_token=teacher_token, **options)[0]
-
-    state = generator.get_state()
-    seen = scored(written)
-    # The same state again, so that the correction meets the very teacher tokens shown.
-    generator.set_state(state)
-    revised = revise_samples(
-        student,
-        teacher,
-        [written],
-        rounds=rounds,
-        teacher_token=teacher_token,
-        max_completion_length=limit,
-        batch_size=1,
-        **writing,
-    )[0]
-    likelihood = float(scored(revised).teacher_log_likelihood.mean()) if revised.edits else 0.0
-    _print_revision(console, prompt, seen, written, revised, likelihood, tokenizer)
+    models = load_models(student_name, teacher_name, request.dtype)
+    written = models.answer(Question(prompt, request, teacher_token, seed))
+    revised, after = models.revise(written, rounds)
+    likelihood = float(after.teacher_log_likelihood.mean())
+    _print_revision(console, prompt, written.score, written.sample, revised, likelihood, models.tokenizer)
 
 
 def _print_revision(

@@ -123,28 +123,35 @@ def revision_records(trained: Trained, tokenizer: PreTrainedTokenizerBase) -> It
     for sample, kl, likelihood in _scored(trained):
         if not sample.edits or sample.origin != "rollout":
             continue
-        edit = sample.edits[-1]
-        yield {
-            "source": sample.source,
-            "prompt": decode_response(sample.prompt, tokenizer),
-            "prompt_ids": list(sample.prompt),
-            "before": decode_response(edit.before, tokenizer),
-            "after": decode_response(sample.response, tokenizer),
-            "before_ends": token_ends(edit.before, tokenizer),
-            "after_ends": token_ends(sample.response, tokenizer),
-            "position": edit.position,
-            "rejected": edit.rejected,
-            "replacement": edit.replacement,
-            "rejected_text": str(tokenizer.decode([edit.rejected])),
-            "replacement_text": str(tokenizer.decode([edit.replacement])),
-            "before_ids": list(edit.before),
-            "after_ids": list(sample.response),
-            "kl_before": edit.kl,
-            "kl_before_tokens": list(edit.kl_tokens),
-            "kl_after": [round(value, 4) for value in kl.tolist()],
-            "log_likelihood_before": edit.log_likelihood,
-            "log_likelihood_after": float(likelihood.mean()),
-        }
+        yield revision_record(sample, kl, likelihood, tokenizer)
+
+
+def revision_record(
+    sample: Sample, kl: Tensor, likelihood: Tensor, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """The record of a revised answer. kl, likelihood: [T], of its tokens as they are now."""
+    edit = sample.edits[-1]
+    return {
+        "source": sample.source,
+        "prompt": decode_response(sample.prompt, tokenizer),
+        "prompt_ids": list(sample.prompt),
+        "before": decode_response(edit.before, tokenizer),
+        "after": decode_response(sample.response, tokenizer),
+        "before_ends": token_ends(edit.before, tokenizer),
+        "after_ends": token_ends(sample.response, tokenizer),
+        "position": edit.position,
+        "rejected": edit.rejected,
+        "replacement": edit.replacement,
+        "rejected_text": str(tokenizer.decode([edit.rejected])),
+        "replacement_text": str(tokenizer.decode([edit.replacement])),
+        "before_ids": list(edit.before),
+        "after_ids": list(sample.response),
+        "kl_before": edit.kl,
+        "kl_before_tokens": list(edit.kl_tokens),
+        "kl_after": [round(value, 4) for value in kl.tolist()],
+        "log_likelihood_before": edit.log_likelihood,
+        "log_likelihood_after": float(likelihood.mean()),
+    }
 
 
 def distinct_n(ids: Sequence[int], n: int) -> float:

@@ -16,7 +16,7 @@ import typer
 from redistill import ranks
 from redistill.cli.measuring import compare, compare_run, evaluate, judge, revise
 from redistill.cli.memory import keep_freed_memory
-from redistill.cli.showing import report, watch
+from redistill.cli.showing import play, report, watch
 from redistill.cli.training import cache_teacher, demo, estimate, export, profile, prune, train
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ for command in (
     report,
     watch,
     revise,
+    play,
     export,
 ):
     app.command()(command)

@@ -7,9 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from redistill.cli.options import Anew, BatchSize, Dtype, Limit, Template, integers, names, terminal
+from redistill.cli.options import (
+    Anew,
+    BatchSize,
+    Dtype,
+    Limit,
+    TeacherToken,
+    Template,
+    integers,
+    names,
+    terminal,
+)
 
-TeacherToken = Annotated[Literal["sample", "argmax"], typer.Option(help="Where a correction comes from.")]
 # Of `evaluate`. "The papers" are MiniLLM and DistiLLM.
 Data = Annotated[str, typer.Option(help="Data set with responses: hub id, folder, .jsonl or .parquet.")]
 Sets = Annotated[

@@ -20,6 +20,7 @@ Template = Annotated[Literal["chat", "alpaca", "plain"], typer.Option(help="How 
 BatchSize = Annotated[int, typer.Option(min=1)]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many records.")]
 Anew = Annotated[bool, typer.Option("--anew", help="Delete what lies there from other settings.")]
+TeacherToken = Annotated[Literal["sample", "argmax"], typer.Option(help="Where a correction comes from.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 
 

@@ -1,4 +1,4 @@
-"""The commands that show what a run left behind: report, watch."""
+"""The commands that open a page: report, watch, play."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from redistill.cli.options import terminal
+from redistill.cli.options import Dtype, TeacherToken, Template, terminal
 
 Runs = Annotated[
     list[Path],
@@ -15,6 +15,7 @@ Runs = Annotated[
         metavar="RUN...", help="Folders of train, demo, evaluate or compare; several are laid side by side."
     ),
 ]
+LONGEST_PROMPT = 8192  # tokens; what is typed by hand is not to be cut
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")]
 
 
@@ -50,3 +51,43 @@ def watch(runs: Runs, port: Port = 8790) -> None:
             server.serve_forever()
         except KeyboardInterrupt:
             terminal().print("The page has ended.")
+
+
+def play(
+    student: Annotated[str, typer.Argument(help="Hub id or folder.")],
+    teacher: Annotated[str, typer.Option(help="Hub id or folder, of the same vocabulary.")],
+    pairs: Annotated[
+        Path, typer.Option(help="File that kept pairs are added to; `redistill train` reads it.")
+    ] = Path("pairs.jsonl"),
+    template: Template = "chat",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="Of both models; 0 is greedy.")] = 1.0,
+    teacher_token: TeacherToken = "sample",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    dtype: Dtype = "float32",
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 lets other machines in, without a password.")
+    ] = "127.0.0.1",
+    port: Port = 8791,
+) -> None:
+    """Ask a student on a local page, see the red pen in its answer, revise it by a click, and keep it as data."""
+    from redistill.measure import Request
+    from redistill.play.command import play as run_play
+
+    request = Request(
+        template=template,
+        max_prompt_length=LONGEST_PROMPT,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        dtype=dtype,
+    )
+    run_play(
+        (student, teacher),
+        request,
+        teacher_token=teacher_token,
+        seed=seed,
+        pairs=pairs,
+        host=host,
+        port=port,
+        console=terminal(),
+    )

@@ -7,18 +7,31 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from redistill.report import verdict
 from redistill.report.answers import Column, side_by_side
 from redistill.report.curves import PANELS
+from redistill.report.drawing import asset, script_of, style_of
 from redistill.report.folder import Kind, Run, answer_columns, kind_of, runs_in
 from redistill.report.plain import text
 from redistill.report.scores import Row, alike, run_rows, table_rows
 
-SCRIPTS = ("text", "state", "scales", "chart", "overview", "curves", "revisions", "views", "answers", "page")
+SCRIPTS = (
+    "text",
+    "state",
+    "scales",
+    "chart",
+    "overview",
+    "curves",
+    "pen",
+    "revisions",
+    "views",
+    "answers",
+    "page",
+)
+STYLES = ("colours", "page", "marks", "sections")
 # What a page holds at most, whatever the number of runs: together under 6 MB.
 ANSWERS_BYTES, VIEWS_BYTES, REVISIONS, POINTS = 1_400_000, 900_000, 240, 1000
 
@@ -78,14 +91,8 @@ def render(data: dict[str, Any], *, live: bool = False) -> str:
     """
     from jinja2 import Environment, select_autoescape
 
-    folder = resources.files("redistill.report") / "assets"
-
-    def part(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8")
-
-    script = "(() => {\n'use strict';\n" + "".join(part(f"{name}.js") for name in SCRIPTS) + "})();\n"
-    style = part("page.css") + part("sections.css")
-    template = Environment(autoescape=select_autoescape(default=True)).from_string(part("page.html"))
+    script, style = script_of(*SCRIPTS), style_of(*STYLES)
+    template = Environment(autoescape=select_autoescape(default=True)).from_string(asset("page.html"))
     return template.render(
         title=data["title"], data=to_json(data), script=script, style=style, live=live,
         script_hash=_hash(script), style_hash=_hash(style),

@@ -48,7 +48,7 @@ class Revisions:
         chosen = dict(self._newest)
         chosen |= {place: record for heap in (self._best, self._worst) for _, place, record in heap}
         gain = self._gains / self._measured if self._measured else None
-        shown = [_shown(place, chosen[place]) for place in sorted(chosen)]
+        shown = [row_of(place, chosen[place]) for place in sorted(chosen)]
         return {"shown": shown, "total": self.total, "helped": self.helped, "gain": short(gain)}
 
 
@@ -58,7 +58,8 @@ def gain_of(record: Record) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _shown(place: int, record: Record) -> dict[str, Any]:
+def row_of(place: int, record: Record) -> dict[str, Any]:
+    """A record as the page draws it: cut into tokens where the record has their borders."""
     before, after = text(record.get("before")), text(record.get("after"))
     old, new = cut(before, record.get("before_ends")), cut(after, record.get("after_ends"))
     position = record.get("position")
