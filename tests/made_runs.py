@@ -234,7 +234,14 @@ def measure(folder: Path, chance: random.Random, texts: list[str], prompts: int 
     (folder / "results.json").write_text(
         json.dumps({"rows": rows, "differences": differences, "seeds": [10, 20]})
     )
-    for name, *_ in ROWS:
+    for name, *figures in ROWS:
+        lines(
+            folder / "references" / f"{name.replace(' ', '-')}.jsonl",
+            (
+                {"index": n, "tokens": 10, "kl": 10 * figures[4] * chance.uniform(0.8, 1.2), "nll": 30.0}
+                for n in range(prompts)
+            ),
+        )
         lines(
             folder / "answers" / f"{name.replace(' ', '-')}.jsonl",
             (

@@ -31,6 +31,7 @@ from redistill.play.turn import take_turn
 from redistill.sample import Sample
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)
+CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
 REQUEST = Request(max_new_tokens=12, temperature=0.9)
 QUESTION = Question("Name a colour.", REQUEST, seed=3)
 ENGINES = "${document.title='pwned'} {{value}} {{#if 1}}x{{/if}} `\\u0041`"
@@ -180,7 +181,6 @@ def test_one_asks_revises_and_keeps_and_all_stays_text(serving):
     if CHROMIUM is None:
         pytest.skip("no chromium is installed: apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-    contrast = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
     with playwright() as opener:
         browser = opener.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
@@ -209,7 +209,7 @@ def test_one_asks_revises_and_keeps_and_all_stays_text(serving):
         for scheme in ("dark", "light"):
             page.emulate_media(color_scheme=scheme)
             page.wait_for_timeout(500)  # gradio's parts change their colours slowly
-            assert page.evaluate(contrast) == []
+            assert page.evaluate(CONTRAST) == []
         page.get_by_label("Teacher’s", exact=True).check()
         box = page.get_by_label("Answer as it is saved")
         page.wait_for_function("box => box.value.includes('onerror')", arg=box.element_handle())
@@ -223,8 +223,7 @@ def test_one_asks_revises_and_keeps_and_all_stays_text(serving):
         page.get_by_role("alert").get_by_text("the prompt is empty").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         assert page.title() == "redistill play" and wrong == []
-        own = served.address
-        assert [each for each in addresses if not each.startswith((own, "data:", "blob:"))] == []
+        assert [url for url in addresses if not url.startswith((served.address, "data:", "blob:"))] == []
         browser.close()
     (kept,) = load_examples(table.pairs).examples
     assert kept.prompt == prompt and kept.references == (HOSTILE[0] + ENGINES,)

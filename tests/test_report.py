@@ -14,6 +14,9 @@ import pytest
 from made_runs import HOSTILE, lines, make_comparison, make_run, step_record
 from test_docs import keys_under
 
+from redistill.evaluation.answers import prompt_scores
+from redistill.evaluation.readings import reference_divergences
+from redistill.evaluation.significance import holm, paired_bootstrap
 from redistill.report.curves import PANELS, Columns
 from redistill.report.page import Report, render
 from redistill.report.plain import cut
@@ -192,14 +195,11 @@ def test_a_comparison_and_an_evaluation(tmp_path):
     assert "kd reaches" in page_of(evaluation)[0]["verdict"]["sentence"]
 
 
-def test_runs_side_by_side_name_a_winner_and_say_what_is_not_tested(run, tmp_path):
+def test_runs_side_by_side_name_a_winner_and_one_teacher(run, tmp_path):
     other = make_run(tmp_path / "other", seed=1)
     data, _ = page_of(run, other)
     assert [row["role"] for row in data["table"]] == ["teacher", "before", "after", "after"]
-    assert (
-        "has the highest ROUGE-L" in data["verdict"]["sentence"]
-        and "not tested" in data["verdict"]["more"][0]
-    )
+    assert "has the highest ROUGE-L" in data["verdict"]["sentence"]
     assert len(data["answers"]["columns"]) == 4
     assert [run["name"] for run in page_of(run, run.parent / ".." / run.parent.name / "one")[0]["runs"]]
 
@@ -288,3 +288,55 @@ def test_the_commands(run, tmp_path):
     assert (tmp_path / "x" / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     ended = subprocess.run([*command, str(tmp_path / "none")], capture_output=True, text=True, check=False)
     assert ended.returncode == 2 and "is no folder" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_two_runs_are_told_apart_by_their_kept_answers(run, tmp_path):
+    other = make_run(tmp_path / "two", seed=1)
+    data, _ = page_of(run, other)
+    (first, second) = [row for row in data["table"] if row["role"] == "after"]
+    assert first["between"] == {} and set(second["between"]) == {"rougeL_mean", "kl_to_teacher"}
+    expected = []
+    for read, kind in ((prompt_scores, "answers"), (reference_divergences, "references")):
+        files = [folder / kind / "student-after.jsonl" for folder in (other, run)]
+        expected.append(paired_bootstrap(*map(read, files)))
+    adjusted = holm([each.p_value for each in expected])
+    for found, wanted, p in zip(second["between"].values(), expected, adjusted, strict=True):
+        assert found["against"] == "one" and found["prompts"] == 16
+        assert found["difference"] == pytest.approx(wanted.difference, rel=1e-4)
+        assert (found["low"], found["p"]) == (pytest.approx(wanted.low, rel=1e-4), pytest.approx(p, rel=1e-4))
+    verdict = data["verdict"]
+    assert re.search(r"highest ROUGE-L, .* (not clearly|clearly) above (one|two)", verdict["sentence"])
+    assert (
+        verdict["more"][0].startswith("two against one: ROUGE-L ")
+        and "one training seed" in verdict["more"][1]
+    )
+
+
+def test_what_cannot_be_told_apart_is_said(run, tmp_path):
+    def against(change) -> tuple[dict, list[str]]:
+        folder = make_run(tmp_path / f"run-{len(list(tmp_path.iterdir()))}", seed=1)
+        change(folder)
+        data, _ = page_of(run, folder)
+        return data["table"][-1]["between"], data["verdict"]["more"]
+
+    def cut_short(folder):
+        file = folder / "answers" / "student-after.jsonl"
+        file.write_text("".join(file.read_text().splitlines(True)[:-1]))
+
+    def asked_else(folder):
+        file = folder / "answers" / "student-after.jsonl"
+        file.write_text(file.read_text().replace("What is", "Who is"))
+
+    def other_teacher(folder):
+        for place, name in ((run, "a"), (folder, "b")):
+            settings = {"settings": {"teacher": name}}
+            (place / "references" / "student-after.settings.json").write_text(json.dumps(settings))
+
+    for change, tested, reason in (
+        (cut_short, set(), "not every answer is kept"),
+        (asked_else, set(), "not asked the same in the same way"),
+        (other_teacher, {"rougeL_mean"}, "their teachers are not the same"),
+    ):
+        between, more = against(change)
+        assert set(between) == tested and any(reason in each for each in more), change
+    (run / "references" / "student-after.settings.json").unlink()

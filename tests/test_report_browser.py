@@ -93,6 +93,10 @@ def test_every_control_works_and_nothing_is_fetched(browser, run, tmp_path):
         [make_comparison(tmp_path / "compared")],
     ):
         opened = Opened(browser, written(tmp_path, *runs))
+        opened.page.set_viewport_size({"width": 1240, "height": 900})
+        assert opened.page.evaluate(
+            "[...document.querySelectorAll('#table .wide')].every((box) => box.scrollWidth <= box.clientWidth)"
+        )
         assert opened.page.evaluate(USE_EVERYTHING) > 30
         assert opened.wrong == []
         assert [address for address in opened.asked if not address.startswith(("file:", "data:"))] == []

@@ -12,6 +12,7 @@ from typing import Any
 
 from redistill.report import verdict
 from redistill.report.answers import Column, side_by_side
+from redistill.report.between import Kept, tell_apart
 from redistill.report.curves import PANELS
 from redistill.report.drawing import asset, script_of, style_of
 from redistill.report.folder import Kind, Run, answer_columns, kind_of, runs_in
@@ -57,7 +58,7 @@ class Report:
         names = _names(self.folders)
         listed = _runs_of(self.folders, kinds, names)
         share = max(1, len(listed))
-        runs, rows, columns = [], [], []
+        runs, rows, columns, kept = [], [], [], []
         for name, folder in listed:
             run = self._runs.setdefault(folder, Run(folder, name, max(24, REVISIONS // share)))
             run.name = name  # a comparison that grows tells its runs apart by more
@@ -65,8 +66,12 @@ class Report:
             runs.append(run)
         for folder, kind, name in zip(self.folders, kinds, names, strict=True):
             own = next((place for place, run in enumerate(runs) if run.folder == folder), None)
-            rows += table_rows(folder) if kind == "comparison" else run_rows(folder, name, own)
-            columns += _named(answer_columns(folder, kind), name, len(self.folders) > 1)
+            found = table_rows(folder) if kind == "comparison" else run_rows(folder, name, own)
+            answered = answer_columns(folder, kind)
+            rows += found
+            columns += _named(answered, name, len(self.folders) > 1)
+            kept += _kept(found, answered)
+        untested = tell_apart(kept)
         rows = alike(rows)
         answers = side_by_side(columns, ANSWERS_BYTES)
         described = [_described(n, run, rows, bool(answers["rows"]), share) for n, run in enumerate(runs)]
@@ -75,7 +80,7 @@ class Report:
             "title": ", ".join(names),
             "kinds": kinds,
             "made": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
-            "verdict": _verdict(kinds, rows, runs, described)._asdict(),
+            "verdict": _verdict(kinds, rows, runs, described, untested)._asdict(),
             "table": rows,
             "runs": described,
             "panels": [panel._asdict() for panel in PANELS],
@@ -140,6 +145,12 @@ def _named(columns: Sequence[Column], name: str, several: bool) -> list[Column]:
     ]
 
 
+def _kept(rows: Sequence[Row], columns: Sequence[Column]) -> list[Kept]:
+    """The trained students of a folder whose answers are kept; those of a comparison are tested in its table."""
+    files = {each.set: each.file for each in columns if each.role == "after"}
+    return [Kept(row, files[row["set"]]) for row in rows if row["role"] == "after" and row["set"] in files]
+
+
 def _described(number: int, run: Run, rows: Sequence[Row], answers: bool, share: int) -> dict[str, Any]:
     recipe, points, views_bytes = run.recipe(), int(POINTS / share**0.5), VIEWS_BYTES // share
     measured = any(row["run"] == number and row["role"] == "after" for row in rows)
@@ -177,7 +188,11 @@ def recipe_text(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _verdict(
-    kinds: Sequence[Kind], rows: Sequence[Row], runs: Sequence[Run], described: Sequence[dict[str, Any]]
+    kinds: Sequence[Kind],
+    rows: Sequence[Row],
+    runs: Sequence[Run],
+    described: Sequence[dict[str, Any]],
+    untested: Sequence[str],
 ) -> verdict.Verdict:
     if "comparison" in kinds and len(kinds) == 1:
         return verdict.of_comparison(rows)
@@ -186,4 +201,4 @@ def _verdict(
         return verdict.of_run(rows, runs[0].steps, described[0]["state"], weights)
     if kinds and all(kind == "evaluation" for kind in kinds) and len(kinds) == 1:
         return verdict.of_evaluation(rows)
-    return verdict.of_runs(rows, [(run.name, run.steps) for run in runs])
+    return verdict.of_runs(rows, [(run.name, run.steps) for run in runs], untested)

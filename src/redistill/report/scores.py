@@ -1,6 +1,7 @@
 """The score table: rows of results.json (a run, an evaluation) and of table.json (a comparison) in one form.
 
-A row's `role`: "teacher", "before" (the untrained student), "after" (a trained one), "method" (of a comparison).
+A row's `role`: "teacher", "before" (the untrained student), "after" (a trained one), "method" (of a comparison). Its
+`tests`: by figure, the change from the row it came from; `between`: from the first of several runs (`between.py`).
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def _row(raw: Mapping[str, Any], of: str, number_of_run: int | None) -> Row:
         "set": text(raw.get("set")),
         **figures,
         "tests": {},
+        "between": {},
     }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from redistill.report.between import in_words
 from redistill.report.curves import Columns
+from redistill.report.figures import count, duration, p_text, percent, size
 from redistill.report.scores import LEVEL, Row, better
 
-UNTESTED = "Differences between runs are not tested here; `redistill compare` does that."
+ONE_SEED = "Each run is one training seed: whether a method is better, `redistill compare` tells."
 
 
 class Fact(NamedTuple):
@@ -92,8 +94,8 @@ def of_comparison(rows: Sequence[Row]) -> Verdict:
     return Verdict(said[0], said[1:], facts)
 
 
-def of_runs(rows: Sequence[Row], runs: Sequence[tuple[str, Columns]]) -> Verdict:
-    """Several runs beside each other."""
+def of_runs(rows: Sequence[Row], runs: Sequence[tuple[str, Columns]], untested: Sequence[str]) -> Verdict:
+    """Several runs beside each other. untested: between which of them no test was possible, and why."""
     after = [row for row in rows if row["role"] == "after"]
     parts, facts = [], []
     if nearest := _best(after, "kl_to_teacher", least=True):
@@ -105,10 +107,13 @@ def of_runs(rows: Sequence[Row], runs: Sequence[tuple[str, Columns]]) -> Verdict
         if not any("ROUGE" in fact.label for fact in facts) and (best := _best(after, column)):
             parts.append(
                 f"{best['of']} has the highest ROUGE-L, {best[column]:.2f}{_spread(best, column)}{how}"
+                f"{_lead(best, after, column)}"
             )
             facts.append(Fact("Highest ROUGE-L", f"{best[column]:.2f}", best["of"]))
     if parts:
-        return Verdict(f"Of {len(runs)} runs, {'; '.join(parts)}.", [UNTESTED], facts)
+        more = [each for row in after if (each := in_words(row))]
+        more += [ONE_SEED] * bool(more) + list(untested)
+        return Verdict(f"Of {len(runs)} runs, {'; '.join(parts)}.", more, facts)
     known = {name: value for name, steps in runs if (value := steps.mean("kl", -50)) is not None}
     if not known:
         return Verdict(f"{len(runs)} runs, none of them measured yet.", [], [])
@@ -116,8 +121,26 @@ def of_runs(rows: Sequence[Row], runs: Sequence[tuple[str, Columns]]) -> Verdict
     nearest = f"{least} is nearest to the teacher over its last steps, KL {known[least]:.3f} nats per token"
     sentence = f"Of {len(runs)} runs, {nearest}."
     return Verdict(
-        sentence, ["None of the runs was measured: this is of training batches only. " + UNTESTED], []
+        sentence,
+        ["None of the runs was measured: this is of training batches only, and nothing is tested."],
+        [],
     )
+
+
+def _lead(best: Row, after: Sequence[Row], column: str) -> str:
+    """Whether a run is above those it was tested with: the first one, or, if it is that, all others."""
+    others = [best] if best["between"] else [row for row in after if row is not best]
+    tests = [row["between"].get(column) for row in others]
+    if not tests or None in tests:
+        return ""
+    whom = (
+        best["between"][column]["against"]
+        if best["between"]
+        else "the others"
+        if others[1:]
+        else others[0]["of"]
+    )
+    return f", {'clearly' if all(test['p'] <= LEVEL for test in tests) else 'not clearly'} above {whom}"
 
 
 def _change(column: str, before: Row, after: Row) -> str:
@@ -255,36 +278,3 @@ def _rouge(row: Row) -> str | None:
 
 def _spread(row: Row, column: str) -> str:
     return f" ± {row['rougeL_std']:.2f}" if column == "rougeL_mean" and row["rougeL_std"] is not None else ""
-
-
-def percent(share: float) -> str:
-    """0.74 -> "74 %"."""
-    return f"{100 * share:.0f} %"
-
-
-def count(parameters: float) -> str:
-    """134515008 -> "134.5M"."""
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if parameters >= unit * 0.99995:
-            return f"{parameters / unit:.1f}{letter}"
-    return f"{parameters:.0f}"
-
-
-def size(amount: float) -> str:
-    """Bytes in decimal units."""
-    for unit, letter in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if amount >= unit:
-            return f"{amount / unit:.1f} {letter}" if amount < 100 * unit else f"{amount / unit:.0f} {letter}"
-    return f"{amount:.0f} B"
-
-
-def duration(seconds: float) -> str:
-    """A time as a person would say it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def p_text(p: float) -> str:
-    """A p-value, never as an exact 0."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

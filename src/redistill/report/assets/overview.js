@@ -50,8 +50,8 @@ function headline(data, single) {
 function table(rows, name) {
   const known = ([key]) => rows.some((row) => row[key] !== null);
   const further = FURTHER.filter(known), columns = [...MAIN.filter(known), ...(chosenTable.all ? further : [])];
-  const tested = rows.some((row) => Object.keys(row.tests).length), of = new Set(rows.map((row) => row.of).filter(Boolean)).size > 1;
-  const against = new Set(rows.flatMap((row) => Object.values(row.tests).map((test) => test.against)));
+  const tested = rows.some((row) => tests(row).length), of = new Set(rows.map((row) => row.of).filter(Boolean)).size > 1;
+  const against = new Set(rows.flatMap((row) => tests(row).map(([, test]) => test.against)));
   const students = rows.filter((row) => row.role === 'after' || row.role === 'method');
   const best = (key) => {
     const values = students.map((row) => row[key]).filter((value) => value !== null);
@@ -83,16 +83,18 @@ function tableNote(rows, tested, leaders) {
   said.push('KL in nats per token. ');
   return said.join(' ');
 }
-function mark(row, key) {
-  const test = row.tests[key];
-  if (!test || test.p === null || test.p > 0.05 || !test.difference) return null;
+const mark = (row, key) => (row.tests[key] ? arrow(key, row.tests[key]) : null);
+function arrow(key, test) {
+  if (test.p === null || test.p > 0.05 || !test.difference) return null;
   const better = (test.difference < 0) === LESS.has(key);
   return h('span', { class: better ? 'up' : 'down', title: `${better ? 'better' : 'worse'} than ${test.against}, ${pText(test.p)}`, 'aria-label': better ? ' better' : ' worse' }, better ? ' ▲' : ' ▼');
 }
+/** A row's tests: against the student before, then against the first of several runs. */
+const tests = (row) => [...Object.entries(row.tests), ...Object.entries(row.between)].filter(([, test]) => test.difference !== null);
 function change(row, named) {
-  return Object.entries(row.tests).filter(([, test]) => test.difference !== null).map(([key, test]) => h('div', {},
+  return tests(row).map(([key, test], n, all) => h('div', {}, named && (n === 0 || all[n - 1][1].against !== test.against) && h('small', {}, 'against ', shown(test.against)),
     h('b', {}, ({ rougeL_mean: 'ROUGE-L', rougeL_greedy: 'ROUGE-L greedy', kl_to_teacher: 'KL' }[key] || key) + ' ' + signed(test.difference, key === 'kl_to_teacher' ? 3 : 2)),
-    h('span', {}, ` [${signed(test.low, 2)}, ${signed(test.high, 2)}] ${test.p === null ? '' : pText(test.p)}`), named && h('small', {}, ' against ', shown(test.against))));
+    h('span', {}, ` [${signed(test.low, 2)}, ${signed(test.high, 2)}] ${test.p === null ? '' : pText(test.p)}`), named && arrow(key, test)));
 }
 /** Mean and spread on a line from 0, the teacher's mean as a dashed line. */
 function rangePlot(row, scale, goal) {
