@@ -264,6 +264,10 @@ def measure(folder: Path, chance: random.Random, texts: list[str], prompts: int 
         )
 
 
+# Of a teacher that tells its most probable ids only.
+TAIL = {"tail": 49128, "tail_teacher": 0.03, "tail_student": 0.05, "tail_kept": 0.0}
+
+
 def view_record(n: int, step: int, chance: random.Random, texts: list[str]) -> dict:
     text = f"{words(chance, 10)} {texts[n % len(texts)] if n % 3 == 1 else words(chance, 6)}"
     ids, ends = pieces(text)
@@ -287,7 +291,8 @@ def view_record(n: int, step: int, chance: random.Random, texts: list[str]) -> d
         "vocabulary": 49152,
         "seconds": 0.2,
         "positions": [
-            position_record(place, text, ends, kl, chance) for place in sorted({1, 4, 7, len(ids) - 1})
+            position_record(place, text, ends, kl, chance) | (TAIL if n % 4 == 3 else {})
+            for place in sorted({1, 4, 7, len(ids) - 1})
         ],
     }
 

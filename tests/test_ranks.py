@@ -115,6 +115,15 @@ def test_two_processes_give_the_curve_the_checkpoint_and_the_student_of_one(runs
     evaluations = [list(read(runs / each / "evaluations.jsonl")) for each in (name, one)]
     for a, b in zip(*evaluations, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
+    seen, alike = ([list(read(runs / each / "views.jsonl")) for each in (name, one)]), 0
+    assert all([view["step"] for view in views] == [1, 2, 3, 4] for views in seen)
+    for a, b in zip(*seen, strict=True):
+        assert a["positions"] and all(0 <= value < 99 for value in a["kl"])
+        # The first rank sees its own part of the step only.
+        if (a["prompt"], a["response"]) == (b["prompt"], b["response"]):
+            assert a["kl"] == pytest.approx(b["kl"], abs=2e-3)
+            alike += 1
+    assert alike
     assert_same_files(runs / name / "checkpoint-4", runs / one / "checkpoint-4")
     student, last = load_file(runs / name / "student/model.safetensors"), runs / name / "checkpoint-4"
     assert all(

@@ -9,7 +9,7 @@ import torch
 from test_trainer import TOKENIZER, curve, recipe, samples, trainer
 from tiny import tiny_llama
 
-from redistill.batch import Row
+from redistill.batch import Counts, Row
 from redistill.config import ObjectiveSettings
 from redistill.losses import forward_kl, span_correlation
 from redistill.losses.dac_kl import dac_terms
@@ -141,16 +141,56 @@ def test_a_corrected_answer_comes_before_others():
     assert seen == {(2,): 6, (9,): 3}
 
 
-def test_a_teacher_that_tells_too_little_is_passed_over():
-    class Few:
-        vocabulary, model = len(TOKENIZER), None
+class Few:
+    """A teacher that tells its k most probable ids."""
 
-        def signal(self, samples):
-            return most_probable(torch.randn(len(samples[0].response), len(TOKENIZER)), 4)
+    vocabulary, model = len(TOKENIZER), None
 
-    sample, objective = samples(1)[0], Objective(ObjectiveSettings(), torch.Generator())
-    student = tiny_llama(len(TOKENIZER), seed=1)
-    assert view(sample, (), Pair(student, Few(), len(TOKENIZER)), objective, TOKENIZER) is None
+    def __init__(self, logits, k):
+        self.logits, self.k = logits, k
+
+    def signal(self, samples):
+        return most_probable(self.logits[: len(samples[0].response)], self.k)
+
+
+@pytest.mark.parametrize("changes", [{}, {"token_loss": "reverse_kl"}, {"dac": {"quantile": "rank"}}])
+def test_a_teacher_that_tells_its_most_probable_ids_is_seen_with_their_tail(changes):
+    objective = Objective(ObjectiveSettings.model_validate(changes), torch.Generator().manual_seed(0))
+    student, sample = tiny_llama(len(TOKENIZER), seed=1), samples(1)[0]
+    sample = replace(sample, response=sample.response * 2)
+    size, spans = len(sample.response), [place // 3 for place in range(len(sample.response))]
+    few = Few(3 * torch.randn(size, len(TOKENIZER), generator=torch.Generator().manual_seed(5)), 6)
+    seen = view(sample, spans, Pair(student, few, len(TOKENIZER)), objective, TOKENIZER)
+    with torch.no_grad():
+        logits = student(torch.tensor([sample.prompt + sample.response])).logits[
+            0, len(sample.prompt) - 1 : -1
+        ]
+    told, targets = few.signal([sample]), torch.tensor(sample.response)
+    numbers = Counts(size, size, len(set(spans)))
+    stats = objective(logits, told, targets, torch.tensor(spans), True, numbers).stats
+    torch.testing.assert_close(torch.tensor(seen["kl"]), stats["kl"].float(), atol=6e-5, rtol=0)
+    gaps = {}
+    for place, gap in enumerate(seen["gaps"]):
+        if gap is not None:
+            gaps.setdefault(spans[place], []).append(gap)
+    assert sum(sum(each) / len(each) for each in gaps.values()) == pytest.approx(
+        float(stats["span"]), rel=1e-3
+    )
+    for each in seen["positions"]:
+        place = each["position"]
+        for name in ("lower", "upper", "retained_mass", "retained_classes"):
+            assert (name in each) == (name in stats)
+            assert name not in each or each[name] == pytest.approx(
+                float(stats[name][place]), rel=1e-4, abs=1e-6
+            )
+        p = told.log_p[place].exp()
+        assert each["tail"] == len(TOKENIZER) - 6 and each["tail_teacher"] == pytest.approx(
+            float(p[-1]), rel=1e-4
+        )
+        assert sum(each["teacher"]) + each["tail_teacher"] == pytest.approx(1, rel=1e-4)
+        assert sum(each["student"]) + each["tail_student"] == pytest.approx(1, rel=1e-4)
+        assert each["classes"][0] == TOKENIZER.decode([int(told.ids[place][p[:-1].argmax()])])
+        assert ("tail_kept" in each) == ("kept" in each) == ("lower" in stats)
 
 
 def test_a_model_that_is_no_longer_finite_is_looked_at_all_the_same():

@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 
 from redistill import ranks
 from redistill.views import Pair, choose, due, view
+from redistill.wrapped import gathered
 
 # Entries of the engine's own log that are kept, in memory and in every checkpoint; all of them are in steps.jsonl.
 KEPT_LOGS = 500
@@ -50,15 +51,29 @@ class Hooks(TrainerCallback):
                 control.should_training_stop = control.should_save = True
 
     def _look(self, step: int) -> None:
-        """One answer of the step, seen closely by the first rank; it cannot read sharded models alone."""
+        """One answer of the step, seen closely by the first rank; sharded models are put together for it."""
         trainer = self.trainer
-        if not ranks.is_first() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if reason := self._cannot_look():
+            if trainer.progress() and self._begun_at == 0:
+                trainer.run_log.append("views", {"step": step, "missing": reason})
             return
         row = choose([row for batch in trainer._step.batches for row in batch["rows"]], step)
-        if row is None:
-            return
-        pair = Pair(trainer.pair.student, trainer.teacher, trainer.pair.vocabulary)
-        with trainer.accelerator.autocast():
+        student, teacher = trainer.pair.student, trainer.teacher
+        with trainer.accelerator.autocast(), gathered(student, teacher.model):
+            if row is None or not ranks.is_first():
+                return
+            pair = Pair(student, teacher, trainer.pair.vocabulary)
             seen = view(row.sample, row.spans(), pair, trainer.objective, trainer.tokenizer)
-        if seen is not None:
-            trainer.run_log.append("views", {"step": step, **seen})
+        trainer.run_log.append("views", {"step": step, **seen})
+
+    def _cannot_look(self) -> str:
+        """Why a run looks at no answer; "" if it does."""
+        trainer = self.trainer
+        if trainer.is_deepspeed_enabled:
+            return "Under DeepSpeed no process can read with the models alone."
+        if trainer.is_fsdp_enabled and not trainer.config.rollout.lmbda:
+            return (
+                "The models are sharded, and a run without answers of its own (rollout.lmbda is 0) never puts them "
+                "together: there may be no room for that."
+            )
+        return ""

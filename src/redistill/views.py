@@ -18,19 +18,18 @@ from redistill.chat import decode_response
 from redistill.fused import Elementwise
 from redistill.generate import answering
 from redistill.losses.divergences import Distributions, distributions
-from redistill.losses.span_correlation import span_correlation
+from redistill.losses.span_correlation import span_terms
+from redistill.losses.truncated import fold
 from redistill.models import head_of, hidden_states
 from redistill.objective import Objective
 from redistill.offsets import token_ends
 from redistill.projection import projection_of
 from redistill.sample import Sample
-from redistill.teachers.signal import Hidden, Teacher, TopK
+from redistill.teachers.signal import Hidden, Signal, Teacher, TopK
 
 VIEWS, POSITIONS, CLASSES = 20, 8, 20
 # Positions whose logits exist at once.
 _BLOCK = 32
-
-Logits = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Pair(NamedTuple):
@@ -59,24 +58,22 @@ def choose(rows: Sequence[Row], step: int) -> Row | None:
 
 def view(
     sample: Sample, spans: Sequence[int], pair: Pair, objective: Objective, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """The record of one answer; its keys are in docs/run-folder.md. spans: one number per response token, or none.
 
-    Looked at are the `POSITIONS` where teacher and student differ most, and the last correction. None where the
-    teacher tells no more than its most probable ids.
+    Looked at are the `POSITIONS` where teacher and student differ most, and the last correction. Of a teacher that
+    tells its most probable ids only, all numbers are over these and one class for the tail, as the losses have it.
     """
     started = time.perf_counter()
     spans = spans or (-1,) * len(sample.response)
-    signal = pair.teacher.signal([sample])
-    if isinstance(signal, TopK):
-        return None
     with answering(pair.student):
-        logits = _reader(sample, pair, signal, objective)
-        kl = torch.cat([_kl(*logits(rows)) for rows in torch.arange(len(sample.response)).split(_BLOCK)])
-        gaps = _gaps(logits, spans, objective)
+        reader = _reader(sample, pair, pair.teacher.signal([sample]), objective)
+        blocks = torch.arange(len(sample.response)).split(_BLOCK)
+        kl = torch.cat([_kl(reader(rows, 1.0).both) for rows in blocks])
+        gaps = _gaps(reader, spans, objective, pair.vocabulary)
         chosen = set(kl.nan_to_num(0.0).topk(min(POSITIONS, len(kl))).indices.tolist())
         chosen |= {sample.edits[-1].position} if sample.edits else set()
-        positions = _positions(sorted(chosen), sample, kl, logits, objective, tokenizer)
+        positions = _positions(sorted(chosen), sample, kl, reader, objective, pair, tokenizer)
     return {
         "source": sample.source,
         "origin": sample.origin,
@@ -92,8 +89,27 @@ def view(
     }
 
 
-def _reader(sample: Sample, pair: Pair, signal: Hidden | Tensor, objective: Objective) -> Logits:
-    """A function from places in the response to the logits of student and teacher there."""
+class _Seen(NamedTuple):
+    """both: over the classes that the teacher tells apart, [n, C]. ids: [n, k], which they are but for the last, the
+    tail, where the teacher tells its most probable ones only."""
+
+    both: Distributions
+    ids: Tensor | None
+
+    def in_place(self, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """p and q over the vocabulary; 0 for what is in the tail, as the span loss has it."""
+        if self.ids is None:
+            return self.both.p, self.both.q
+        empty = self.both.p.new_zeros(len(self.ids), vocabulary)
+        p, q = (empty.scatter(1, self.ids, each[:, :-1]) for each in (self.both.p, self.both.q))
+        return p, q
+
+
+# Places in the response and a temperature: what both models say there.
+Reader = Callable[[Tensor, float], _Seen]
+
+
+def _reader(sample: Sample, pair: Pair, signal: Signal, objective: Objective) -> Reader:
     device, first = next(pair.student.parameters()).device, len(sample.prompt) - 1
     ids = torch.tensor([(sample.prompt + sample.response)[:-1]], device=device)
     select = torch.arange(first, first + len(sample.response), device=device)
@@ -106,32 +122,47 @@ def _reader(sample: Sample, pair: Pair, signal: Hidden | Tensor, objective: Obje
         return lambda rows: projection.logits(projection.project(said.hidden[rows])).float().clone()
 
     own = Hidden(hidden_states(pair.student, ids, select), head_of(pair.student, pair.vocabulary))
-    student, teacher = reads(own), reads(signal)
+    student = reads(own)
+    if isinstance(signal, TopK):
+        told = signal.to(device)
 
-    def logits(rows: Tensor) -> tuple[Tensor, Tensor]:
+        def folded(rows: Tensor, warmth: float) -> _Seen:
+            assert warmth == 1.0, "a tail is known at temperature 1 alone"
+            log_q = student(rows).log_softmax(-1)
+            return _Seen(distributions(fold(log_q, told.ids[rows]), told.log_p[rows]), told.ids[rows])
+
+        read = folded
+    else:
+        teacher = reads(signal)
+
+        def whole(rows: Tensor, warmth: float) -> _Seen:
+            return _Seen(distributions(student(rows) / warmth, teacher(rows) / warmth), None)
+
+        read = whole
+
+    def seen(rows: Tensor, warmth: float) -> _Seen:
         with torch.autocast(device.type, enabled=False):
-            return student(rows.to(device)), teacher(rows.to(device))
+            return read(rows.to(device), warmth)
 
-    return logits
+    return seen
 
 
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+def _kl(both: Distributions) -> Tensor:
     """Forward KL at temperature 1, as steps.jsonl has it."""
-    both = distributions(student, teacher)
     return torch.linalg.vecdot(both.p, both.log_p - both.log_q).cpu()
 
 
-def _gaps(logits: Logits, spans: Sequence[int], objective: Objective) -> list[float | None]:
+def _gaps(reader: Reader, spans: Sequence[int], objective: Objective, vocabulary: int) -> list[float | None]:
     """The correlation distance of each token and the next where both belong to one phrase."""
     gaps: list[float | None] = [None] * len(spans)
     pairs = [i for i, (a, b) in enumerate(zip(spans, spans[1:], strict=False)) if a == b >= 0]
     warmth, distance = objective.settings.temperature, objective.settings.span.distance
     for at in range(0, len(pairs), _BLOCK // 2):
         firsts = torch.tensor(pairs[at : at + _BLOCK // 2])
-        student, teacher = (each / warmth for each in logits(torch.stack((firsts, firsts + 1), 1).flatten()))
+        p, q = reader(torch.stack((firsts, firsts + 1), 1).flatten(), warmth).in_place(vocabulary)
         # Every pair as a phrase of its own.
-        alone = torch.arange(len(firsts), device=student.device).repeat_interleave(2)
-        found = span_correlation(student, teacher, alone, distance=distance)
+        alone = torch.arange(len(firsts), device=p.device).repeat_interleave(2)
+        found = span_terms(p, q, alone, distance).gaps
         for place, gap in zip(firsts.tolist(), found.tolist(), strict=True):
             gaps[place] = _short(gap)
     return gaps
@@ -141,14 +172,15 @@ def _positions(
     places: Sequence[int],
     sample: Sample,
     kl: Tensor,
-    logits: Logits,
+    reader: Reader,
     objective: Objective,
+    pair: Pair,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[dict[str, Any]]:
     """The distributions at some places, as the token loss sees them."""
-    warmth = objective.settings.temperature
-    both = distributions(*(each / warmth for each in logits(torch.tensor(places))))
-    clip = _clipping(both, objective)
+    both, ids = reader(torch.tensor(places), objective.settings.temperature)
+    tail = None if ids is None else pair.vocabulary - ids.shape[1]
+    clip = _clipping(both, objective, tail)
     found = []
     for n, place in enumerate(places):
         record: dict[str, Any] = {
@@ -156,8 +188,8 @@ def _positions(
             "token": str(tokenizer.decode([sample.response[place]])),
             "kl": round(float(kl[place]), 4),
         }
-        if clip is not None:
-            m, p, q = clip.m[n], both.p[n], both.q[n]
+        m, p, q = None if clip is None else clip.m[n], both.p[n], both.q[n]
+        if clip is not None and m is not None:
             record |= {
                 "lower": _short(clip.lower[n]),
                 "upper": _short(clip.upper[n]),
@@ -167,7 +199,10 @@ def _positions(
                 "bucket_teacher": _short(((1 - m) * p).sum()),
                 "bucket_student": _short(((1 - m) * q).sum()),
             }
-        found.append(record | _classes(both, n, None if clip is None else clip.m[n], tokenizer))
+        if tail is not None:
+            record |= {"tail": tail, "tail_teacher": _short(p[-1]), "tail_student": _short(q[-1])}
+            record |= {} if m is None else {"tail_kept": _short(m[-1])}
+        found.append(record | _classes(p, q, None if ids is None else ids[n], m, tokenizer))
     return found
 
 
@@ -180,28 +215,30 @@ class _Clipping(NamedTuple):
     divergence: Tensor
 
 
-def _clipping(both: Distributions, objective: Objective) -> _Clipping | None:
+def _clipping(both: Distributions, objective: Objective, tail: int | None) -> _Clipping | None:
     """How DAC-KL sees some positions; None where it is not the token loss."""
     classes = Elementwise(objective.settings.model_copy(update={"compile": False})).clipped
     if classes is None or not objective.settings.token_weight:
         return None
-    (lower, upper), clip = objective.levels_and_clip(both)
+    (lower, upper), clip = objective.levels_and_clip(both, tail)
     return _Clipping(lower, upper, clip.m, classes(both, clip.m).divergence)
 
 
 def _classes(
-    both: Distributions, row: int, m: Tensor | None, tokenizer: PreTrainedTokenizerBase
+    p: Tensor, q: Tensor, ids: Tensor | None, m: Tensor | None, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[Any]]:
-    """The most probable ids of either model, the teacher's favourites first."""
-    p, q, most = both.p[row], both.q[row], min(CLASSES, both.p.shape[1])
-    ids = torch.cat((p.topk(most).indices, q.topk(most).indices)).unique()
-    ids = ids[p[ids].argsort(descending=True, stable=True)]
+    """The most probable ids of either model among those told apart, the teacher's favourites first."""
+    told = len(p) if ids is None else len(ids)
+    most = min(CLASSES, told)
+    places = torch.cat((p[:told].topk(most).indices, q[:told].topk(most).indices)).unique()
+    places = places[p[places].argsort(descending=True, stable=True)]
+    tokens = places if ids is None else ids[places]
     listed: dict[str, list[Any]] = {
-        "classes": [str(tokenizer.decode([index])) for index in ids.tolist()],
-        "teacher": [_short(value) for value in p[ids].tolist()],
-        "student": [_short(value) for value in q[ids].tolist()],
+        "classes": [str(tokenizer.decode([index])) for index in tokens.tolist()],
+        "teacher": [_short(value) for value in p[places].tolist()],
+        "student": [_short(value) for value in q[places].tolist()],
     }
-    return listed if m is None else listed | {"kept": [_short(value) for value in m[ids].tolist()]}
+    return listed if m is None else listed | {"kept": [_short(value) for value in m[places].tolist()]}
 
 
 def _short(value: float | Tensor) -> float:

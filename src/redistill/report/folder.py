@@ -165,9 +165,8 @@ class Run:
                 "revisions.jsonl: no answer was revised. SCRG needs rollout.lmbda and revision.rounds above 0."
             )
         if not self.views.total:
-            said.append(
-                "views.jsonl: no answer was seen closely. Plain fine-tuning has none, nor has an older run."
-            )
+            why = self.views.missing or "Plain fine-tuning has none, nor has an older run."
+            said.append(f"views.jsonl: no answer was seen closely. {why}")
         if not (self.folder / "recipe.yaml").is_file():
             said.append("recipe.yaml: the settings of the run are not known.")
         broken = sum(tail.broken for tail in self._tails.values())

@@ -17,14 +17,19 @@ FIGURES = (
     "retained_classes",
     "bucket_teacher",
     "bucket_student",
+    "tail",
+    "tail_teacher",
+    "tail_student",
+    "tail_kept",
 )
 
 
 class Views:
-    """Takes in every record of views.jsonl."""
+    """Takes in every record of views.jsonl. missing: why the run looked at no answer, if it said so."""
 
     def __init__(self) -> None:
         self._shown: list[dict[str, Any]] = []
+        self.missing = ""
 
     @property
     def total(self) -> int:
@@ -33,18 +38,19 @@ class Views:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """One more."""
+        self.missing = text(record.get("missing")) or self.missing
         if (found := _shown(record)) is not None:
             self._shown.append(found)
 
     def data(self, most_bytes: int) -> dict[str, Any]:
-        """`shown`, oldest first, of `total`: the newest that fit."""
+        """`shown`, oldest first, of `total`: the newest that fit; and `missing`."""
         kept, size = [], 0
         for each in reversed(self._shown):
             size += len(json.dumps(each))
             if kept and size > most_bytes:
                 break
             kept.append(each)
-        return {"shown": kept[::-1], "total": len(self._shown)}
+        return {"shown": kept[::-1], "total": len(self._shown), "missing": self.missing}
 
 
 def _shown(record: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,8 @@ const lensViews = () => store.data.runs.find((run) => run.name === lens.run)?.vi
 sections.views = () => {
   const runs = store.data.runs.filter((run) => run.views.shown.length), any = runs.length > 0;
   for (const id of ['view-tools', 'view-text', 'dac-h', 'dac', 'spans-h', 'spans']) $(id).hidden = !any;
-  emptyNote('views', !any && 'No answer was seen closely in this folder: a run with a teacher writes them into views.jsonl, the first after its first step.');
+  const why = store.data.runs.map((run) => run.views.missing).find(Boolean) || 'A run with a teacher writes them into views.jsonl, the first after its first step.';
+  emptyNote('views', !any && 'No answer was seen closely in this folder. ' + why);
   if (!any) return;
   if (!runs.some((run) => run.name === lens.run)) { lens.run = runs[0].name; lens.key = null; }
   reoption(lensRun, runs.map((run) => [run.name, run.name]));
@@ -64,7 +65,7 @@ function dac(view) {
   const clips = at.kept.length > 0;
   const said = ['At token ', String(at.position + 1), ', ', h('q', {}, token(at.token)), `, the KL is ${fixed(at.kl, 3)} nats. `,
     clips ? `DAC-KL keeps ${figure(at.retained_classes)} of ${view.vocabulary === null ? 'the' : view.vocabulary.toLocaleString('en-US')} classes with ${percent(at.retained_mass)} of the teacher’s mass; the clipped divergence is ${fixed(at.divergence, 3)} nats. What is left out, ${percent(at.bucket_teacher)} of the teacher and ${percent(at.bucket_student)} of the student, ${rest()}.`
-      : 'This run’s token loss does not clip, so there are no bounds and no bucket.'];
+      : 'This run’s token loss does not clip, so there are no bounds and no bucket.', at.tail > 0 && ' The teacher told its most probable classes only; all others count as one, the tail.'];
   return [h('p', { class: 'lead' }, said), clips && ranked() === 'mass' && axis(at), classTable(at, clips)];
 }
 const setting = (name) => store.data.runs.find((run) => run.name === lens.run)?.recipe[name];
@@ -95,6 +96,7 @@ function axis(at) {
     h('p', { class: 'about' }, 'What lies between l and u is kept, hatched is clipped; the teacher’s most probable class is always kept unless the recipe says otherwise.'));
 }
 
+const tailName = (at) => `the tail, ${at.tail.toLocaleString('en-US')} classes as one`;
 function classTable(at, clips) {
   const places = at.classes.map((_, n) => n), sum = (column) => places.reduce((all, n) => all + (column[n] ?? 0), 0);
   const wide = 420, log = (p) => 8 + (1 - Math.log10(Math.max(p ?? 0, LEAST)) / Math.log10(LEAST)) * (wide - 16);
@@ -104,11 +106,12 @@ function classTable(at, clips) {
   const row = (name, p, q, kept, kind) => h('tr', { class: kind || (clips && kept < 0.001 ? 'out' : null) }, h('th', { scope: 'row' }, name), h('td', { class: 'plot' }, dumbbell(p, q, kind)),
     h('td', { class: 'n' }, probability(p)), h('td', { class: 'n' }, probability(q)),
     clips && h('td', {}, kind === 'bucket' ? 'as one class' : kind === 'others' ? '' : kept >= 0.999 ? 'kept' : kept > 0.001 ? `edge, ${percent(kept)} kept` : rest() === 'went into the bucket as one class' ? 'in the bucket' : 'left out'));
-  const others = [Math.max(0, 1 - sum(at.teacher)), Math.max(0, 1 - sum(at.student))];
+  const others = [Math.max(0, 1 - sum(at.teacher) - (at.tail_teacher ?? 0)), Math.max(0, 1 - sum(at.student) - (at.tail_student ?? 0))];
+  const listed = others[0] + others[1] > 1e-4 || at.tail === null;
   return h('div', { class: 'wide', tabindex: 0, role: 'region', 'aria-label': 'The most probable classes' }, h('table', { class: 'classes' }, h('caption', { class: 'sr' }, 'Probabilities of teacher and student'),
     h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Token'), h('th', { scope: 'col' }, h('span', { class: 'key-p' }, '● teacher'), ' ', h('span', { class: 'key-q' }, '■ student'), ' from 10⁻⁶ to 1'), h('th', { scope: 'col', class: 'n' }, 'Teacher'), h('th', { scope: 'col', class: 'n' }, 'Student'), clips && h('th', { scope: 'col' }, 'DAC-KL'))),
     h('tbody', {}, places.map((n) => row(h('code', { class: at.classes[n] === at.token ? 'said-here' : null, title: at.classes[n] === at.token ? 'the token of the answer' : null }, token(at.classes[n])), at.teacher[n], at.student[n], at.kept[n])),
-      row('all other classes', others[0], others[1], null, 'others'), clips && rest() === 'went into the bucket as one class' && row('the bucket', at.bucket_teacher, at.bucket_student, null, 'bucket'))));
+      listed && row(at.tail === null ? 'all other classes' : 'other classes that the teacher told', others[0], others[1], null, 'others'), at.tail > 0 && row(tailName(at), at.tail_teacher, at.tail_student, at.tail_kept), clips && rest() === 'went into the bucket as one class' && row('the bucket', at.bucket_teacher, at.bucket_student, null, 'bucket'))));
 }
 const probability = (p) => (p === null ? '–' : p >= 0.001 ? digits(p, 3) : p === 0 ? '0' : p.toExponential(0));
 
