@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 import yaml
+from made_runs import make_comparison, make_run
 from test_docs import DOCS, ROOT, blocks
 from tiny import save_tiny
 
@@ -142,7 +143,6 @@ NOT_RUN = {
     "redistill compare": "starts processes; test_compare.py",
     "redistill evaluate STUDENT": "STUDENT is the reader's; test_suites.py and test_tasks.py",
     "redistill play": "waits until it is stopped; test_play.py",
-    "redistill report": "runs/mine is the reader's; test_report.py",
     "redistill watch": "waits until it is stopped; test_report_browser.py",
     "torchrun": "several processes; test_ranks.py",
     "accelerate": "several processes; test_ranks.py",
@@ -206,6 +206,9 @@ def place(models, tmp_path, monkeypatch):
         recipe["training"] = {**recipe.get("training", {}), **quick}
         recipe["rollout"] = {**recipe.get("rollout", {}), "max_completion_length": 8}
         (tmp_path / name).write_text(yaml.safe_dump(recipe))
+    for name in ("one", "two"):
+        make_run(tmp_path / "runs" / name)
+    make_comparison(tmp_path / "runs" / "my-comparison")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
