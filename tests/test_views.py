@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from tiny import tiny_llama
 
 from redistill.batch import Counts, Row
 from redistill.config import ObjectiveSettings
+from redistill.hooks import Hooks
 from redistill.losses import forward_kl, span_correlation
 from redistill.losses.dac_kl import dac_terms
 from redistill.objective import Objective
-from redistill.runlog import read
+from redistill.report.page import Report
+from redistill.runlog import RunLog, read
 from redistill.sample import Edit, Sample
 from redistill.teachers.local import teacher_of
 from redistill.teachers.signal import most_probable
@@ -207,3 +210,27 @@ def test_a_model_that_is_no_longer_finite_is_looked_at_all_the_same():
         TOKENIZER,
     )
     assert seen["positions"] and math.isnan(seen["kl"][0])
+
+
+def test_a_run_that_cannot_look_says_why_once(tmp_path):
+    for sharded, deepspeed, lmbda, reason in (
+        (True, False, 0.5, ""),
+        (False, False, 0.0, ""),
+        (True, False, 0.0, "never puts them together"),
+        (False, True, 0.5, "Under DeepSpeed"),
+    ):
+        log = RunLog(tmp_path / f"{sharded}-{deepspeed}-{lmbda}")
+        run = SimpleNamespace(
+            is_fsdp_enabled=sharded, is_deepspeed_enabled=deepspeed, run_log=log, progress=lambda: 0.5,
+            config=SimpleNamespace(rollout=SimpleNamespace(lmbda=lmbda)), after_step=lambda: None,
+            spending=SimpleNamespace(bounded=False),
+        )  # fmt: skip
+        hooks = Hooks(run)
+        assert reason in hooks._cannot_look() and bool(reason) == bool(hooks._cannot_look())
+        if reason:
+            for step in (1, 2):
+                hooks.on_step_end(None, SimpleNamespace(global_step=step), None)
+                hooks._begun_at = 0.4
+            (record,) = read(log.folder / "views.jsonl")
+            assert record == {"step": 1, "missing": hooks._cannot_look()}
+            assert reason in " ".join(Report([log.folder]).data()["runs"][0]["missing"])

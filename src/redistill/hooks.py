@@ -54,7 +54,7 @@ class Hooks(TrainerCallback):
         """One answer of the step, seen closely by the first rank; sharded models are put together for it."""
         trainer = self.trainer
         if reason := self._cannot_look():
-            if trainer.progress() and self._begun_at == 0:
+            if self._begun_at == 0:
                 trainer.run_log.append("views", {"step": step, "missing": reason})
             return
         row = choose([row for batch in trainer._step.batches for row in batch["rows"]], step)
