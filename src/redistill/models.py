@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from redistill import zero
 from redistill.chat import Template, end_id
 from redistill.loading import first_line, load_model, load_tokenizer
+from redistill.zero import parameter_count
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -272,11 +272,6 @@ def end_of_text_ids(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> fro
 def ends_of(tokenizer: PreTrainedTokenizerBase, model: nn.Module, template: Template) -> frozenset[int]:
     """Every id that ends an answer under `template`: the model's own, and the one that the template closes with."""
     return end_of_text_ids(tokenizer, model) | {end_id(tokenizer, template)}
-
-
-def parameter_count(model: nn.Module) -> int:
-    """The number of parameters, tied weights counted once."""
-    return sum(zero.number(parameter) for parameter in model.parameters())
 
 
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:

@@ -34,7 +34,7 @@ from redistill.teachers.own_tokenizer import aligned, tokenizers_of
 from redistill.teachers.served import ServedTeacher
 from redistill.teachers.signal import Teacher
 from redistill.trainer import DistillTrainer
-from redistill.wrapped import shards
+from redistill.wrapped import fits_whole
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def prepare(config: Config) -> Prepared:
     evaluation = load_evaluation(config, tokenizer, heldout)
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
     # Models that no single GPU has room for are read by the CPU in these.
-    too_large = shards(config.training) and not config.rollout.gather
-    device = "cpu" if config.training.get("use_cpu") or too_large else best_device()
+    fits = fits_whole(config.training, config.rollout.gather)
+    device = "cpu" if config.training.get("use_cpu") or not fits else best_device()
     cache = None if settings.cache is None else CachedTeacher(Path(settings.cache))
     remote = cache is not None or settings.server is not None
     teacher = load_teacher(config, device) if not remote or _asks_for_the_model(config) else None

@@ -25,7 +25,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from redistill import ranks, zero
+from redistill import ranks
 from redistill.accumulation import Accumulation
 from redistill.bad_steps import BadSteps
 from redistill.batch import Batch, Counts, Row, Spans, collate, count, no_spans, split_by_length, to_device
@@ -52,7 +52,7 @@ from redistill.steplog import StepWatch, revision_records, step_record, together
 from redistill.teachers.local import frozen
 from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
-from redistill.wrapped import loss_inside, refuse_engines, shard, shards
+from redistill.wrapped import fits_whole, loss_inside, refuse_engines, shard
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,9 @@ class DistillTrainer(HubTrainer):
         self.tokenizer = processing_class
         if isinstance(teacher_model, PreTrainedModel):
             vocabulary = shared_vocabulary(processing_class, processing_class, model, teacher_model)
-            # A part of it goes to the device, layer by layer.
-            stays = shards(config.training) and not config.rollout.gather
-            device = teacher_model.device if stays else args.device
+            # Sharded, it goes to the device layer by layer.
+            whole = fits_whole(config.training, config.rollout.gather)
+            device = args.device if whole else teacher_model.device
             teacher_model = frozen(teacher_model, vocabulary, device, config.teacher)
         self.teacher, vocabulary = teacher_model, teacher_model.vocabulary
         ends = ends_of(processing_class, model, config.data.template)
@@ -127,9 +127,10 @@ class DistillTrainer(HubTrainer):
         self.validating = Halving("validation", "per_device_eval_batch_size", args.per_device_eval_batch_size)
         self.new_clock = new_clock
         self._metrics: dict[str, float] = {}
-        if self.is_deepspeed_enabled:
-            zero.settle(self.accelerator)
-        if (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self.teacher.model is not None:
+        self._shard_teacher()
+
+    def _shard_teacher(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             shard(self.teacher.model, self.accelerator)
 
     # What is trained on

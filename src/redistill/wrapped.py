@@ -74,10 +74,10 @@ def _uses_deepspeed(training: Mapping[str, Any]) -> bool:
     return bool(training.get("deepspeed")) or _launched_with("ACCELERATE_USE_DEEPSPEED")
 
 
-def shards(training: Mapping[str, Any]) -> bool:
-    """Whether launcher or recipe ask for models of which each rank holds a part."""
+def fits_whole(training: Mapping[str, Any], gather: bool) -> bool:
+    """Whether each rank may hold whole models: unless they are sharded and not to be gathered (`rollout.gather`)."""
     fsdp = bool(training.get("fsdp")) or _launched_with("ACCELERATE_USE_FSDP")
-    return ranks.size() > 1 and (fsdp or _uses_deepspeed(training))
+    return gather or ranks.size() == 1 or not (fsdp or _uses_deepspeed(training))
 
 
 def through(wrapper: nn.Module, inner: nn.Module, work: Callable[[], Tensor | None]) -> Tensor | None:
@@ -136,10 +136,14 @@ def is_sharded(model: nn.Module | None) -> bool:
     return isinstance(model, FSDPModule) or zero.is_partitioned(model)
 
 
-def shard(model: nn.Module, accelerator: Any) -> None:
+def shard(model: nn.Module | None, accelerator: Any) -> None:
     """Shard a model that is not trained as accelerate shards the one that is; in place."""
     if accelerator.state.deepspeed_plugin is not None:
-        zero.partition(model, accelerator)
+        zero.settle(accelerator)
+        if model is not None:
+            zero.partition(model, accelerator)
+        return
+    if model is None:
         return
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 

@@ -179,9 +179,10 @@ def whole(value: Tensor) -> Tensor:
         return value.detach().clone()
 
 
-def number(parameter: Any) -> int:
-    """Of a parameter's elements, those on other ranks too."""
-    return parameter.ds_numel if _in_parts(parameter) else parameter.numel()
+def parameter_count(model: nn.Module) -> int:
+    """The number of parameters, those on other ranks too; tied weights counted once."""
+    every: list[Any] = list(model.parameters())
+    return sum(each.ds_numel if _in_parts(each) else each.numel() for each in every)
 
 
 def put(parameter: Any, value: Tensor) -> None:
