@@ -213,16 +213,17 @@ def test_a_model_that_is_no_longer_finite_is_looked_at_all_the_same():
 
 
 def test_a_run_that_cannot_look_says_why_once(tmp_path):
-    for sharded, deepspeed, lmbda, reason in (
-        (True, False, 0.5, ""),
-        (False, False, 0.0, ""),
-        (True, False, 0.0, "never puts them together"),
-        (False, True, 0.5, "Under DeepSpeed"),
+    for sharded, deepspeed, lmbda, gather, reason in (
+        (True, False, 0.5, True, ""),
+        (False, False, 0.0, True, ""),
+        (True, False, 0.0, False, ""),
+        (True, False, 0.0, True, "does not put them together"),
+        (False, True, 0.5, True, "Under DeepSpeed"),
     ):
-        log = RunLog(tmp_path / f"{sharded}-{deepspeed}-{lmbda}")
+        log = RunLog(tmp_path / f"{sharded}-{deepspeed}-{lmbda}-{gather}")
         run = SimpleNamespace(
             is_fsdp_enabled=sharded, is_deepspeed_enabled=deepspeed, run_log=log, progress=lambda: 0.5,
-            config=SimpleNamespace(rollout=SimpleNamespace(lmbda=lmbda)), after_step=lambda: None,
+            config=SimpleNamespace(rollout=SimpleNamespace(lmbda=lmbda, gather=gather)), after_step=lambda: None,
             spending=SimpleNamespace(bounded=False),
         )  # fmt: skip
         hooks = Hooks(run)

@@ -8,8 +8,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from redistill import ranks
+from redistill.in_step import readable
 from redistill.views import Pair, choose, due, view
-from redistill.wrapped import gathered
 
 # Entries of the engine's own log that are kept, in memory and in every checkpoint; all of them are in steps.jsonl.
 KEPT_LOGS = 500
@@ -51,7 +51,7 @@ class Hooks(TrainerCallback):
                 control.should_training_stop = control.should_save = True
 
     def _look(self, step: int) -> None:
-        """One answer of the step, seen closely by the first rank; sharded models are put together for it."""
+        """One answer of the step, seen closely by the first rank; sharded models are read as in rollouts."""
         trainer = self.trainer
         if reason := self._cannot_look():
             if self._begun_at == 0:
@@ -59,7 +59,8 @@ class Hooks(TrainerCallback):
             return
         row = choose([row for batch in trainer._step.batches for row in batch["rows"]], step)
         student, teacher = trainer.pair.student, trainer.teacher
-        with trainer.accelerator.autocast(), gathered(student, teacher.model):
+        gather = trainer.config.rollout.gather
+        with trainer.accelerator.autocast(), readable(student, teacher.model, gather=gather):
             if row is None or not ranks.is_first():
                 return
             pair = Pair(student, teacher, trainer.pair.vocabulary)
@@ -68,12 +69,12 @@ class Hooks(TrainerCallback):
 
     def _cannot_look(self) -> str:
         """Why a run looks at no answer; "" if it does."""
-        trainer = self.trainer
+        trainer, rollout = self.trainer, self.trainer.config.rollout
         if trainer.is_deepspeed_enabled:
-            return "Under DeepSpeed no process can read with the models alone."
-        if trainer.is_fsdp_enabled and not trainer.config.rollout.lmbda:
+            return "Under DeepSpeed none is."
+        if trainer.is_fsdp_enabled and rollout.gather and not rollout.lmbda:
             return (
-                "The models are sharded, and a run without answers of its own (rollout.lmbda is 0) never puts them "
-                "together: there may be no room for that."
+                "The models are sharded, and a run without answers of its own (rollout.lmbda is 0) does not put them "
+                "together: there may be no room for that. Set rollout.gather to false."
             )
         return ""
