@@ -15,12 +15,13 @@ from redistill.config import ObjectiveSettings
 from redistill.hooks import Hooks
 from redistill.losses import forward_kl, span_correlation
 from redistill.losses.dac_kl import dac_terms
+from redistill.losses.divergences import LOG_FLOOR
 from redistill.objective import Objective
 from redistill.report.page import Report
 from redistill.runlog import RunLog, read
 from redistill.sample import Edit, Sample
 from redistill.teachers.local import teacher_of
-from redistill.teachers.signal import most_probable
+from redistill.teachers.signal import TopK, most_probable
 from redistill.views import VIEWS, Pair, choose, due, view
 
 
@@ -210,6 +211,30 @@ def test_a_model_that_is_no_longer_finite_is_looked_at_all_the_same():
         TOKENIZER,
     )
     assert seen["positions"] and math.isnan(seen["kl"][0])
+
+
+def test_a_teacher_that_says_nothing_at_a_token_is_seen_saying_nothing():
+    size = len(TOKENIZER)
+    objective = Objective(ObjectiveSettings(), torch.Generator().manual_seed(0))
+    student, sample = tiny_llama(size, seed=1), samples(1)[0]
+    sample = replace(sample, response=sample.response[:4])
+    told = Few(3 * torch.randn(len(sample.response), size), 6).signal([sample])
+    ids, log_p = told.ids.clone(), told.log_p.clone()
+    ids[0], log_p[0, :-1], log_p[0, -1] = size, LOG_FLOOR, 0.0
+    ids[1, 4:], log_p[1, 4:-1] = size, LOG_FLOOR
+    log_p[1] = log_p[1].log_softmax(-1)
+
+    class Gaps:
+        vocabulary, model = size, None
+
+        def signal(self, _):
+            return TopK(ids, log_p, gaps=size)
+
+    seen = view(sample, [0] * len(sample.response), Pair(student, Gaps(), size), objective, TOKENIZER)
+    first, second = seen["positions"][:2]
+    assert seen["kl"][0] == pytest.approx(0, abs=1e-5) and first["classes"] == [] and first["tail"] == size
+    assert second["tail"] == size - 4 and len(second["classes"]) == 4
+    assert sum(second["teacher"]) + second["tail_teacher"] == pytest.approx(1, rel=1e-4)
 
 
 def test_a_run_that_cannot_look_says_why_once(tmp_path):

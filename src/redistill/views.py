@@ -91,7 +91,7 @@ def view(
 
 class _Seen(NamedTuple):
     """both: over the classes that the teacher tells apart, [n, C]. ids: [n, k], which they are but for the last, the
-    tail, where the teacher tells its most probable ones only."""
+    tail, where the teacher tells its most probable ones only; V stands for none."""
 
     both: Distributions
     ids: Tensor | None
@@ -100,8 +100,8 @@ class _Seen(NamedTuple):
         """p and q over the vocabulary; 0 for what is in the tail, as the span loss has it."""
         if self.ids is None:
             return self.both.p, self.both.q
-        empty = self.both.p.new_zeros(len(self.ids), vocabulary)
-        p, q = (empty.scatter(1, self.ids, each[:, :-1]) for each in (self.both.p, self.both.q))
+        empty = self.both.p.new_zeros(len(self.ids), vocabulary + 1)
+        p, q = (empty.scatter(1, self.ids, each[:, :-1])[:, :-1] for each in (self.both.p, self.both.q))
         return p, q
 
 
@@ -179,8 +179,7 @@ def _positions(
 ) -> list[dict[str, Any]]:
     """The distributions at some places, as the token loss sees them."""
     both, ids = reader(torch.tensor(places), objective.settings.temperature)
-    tail = None if ids is None else pair.vocabulary - ids.shape[1]
-    clip = _clipping(both, objective, tail)
+    clip = _clipping(both, objective, None if ids is None else pair.vocabulary - ids.shape[1])
     found = []
     for n, place in enumerate(places):
         record: dict[str, Any] = {
@@ -199,10 +198,12 @@ def _positions(
                 "bucket_teacher": _short(((1 - m) * p).sum()),
                 "bucket_student": _short(((1 - m) * q).sum()),
             }
-        if tail is not None:
+        tokens = torch.arange(len(p), device=p.device) if ids is None else ids[n]
+        if ids is not None:
+            tail = pair.vocabulary - int((tokens != pair.vocabulary).sum())
             record |= {"tail": tail, "tail_teacher": _short(p[-1]), "tail_student": _short(q[-1])}
             record |= {} if m is None else {"tail_kept": _short(m[-1])}
-        found.append(record | _classes(p, q, None if ids is None else ids[n], m, tokenizer))
+        found.append(record | _classes(p, q, tokens, m, pair.vocabulary, tokenizer))
     return found
 
 
@@ -225,14 +226,19 @@ def _clipping(both: Distributions, objective: Objective, tail: int | None) -> _C
 
 
 def _classes(
-    p: Tensor, q: Tensor, ids: Tensor | None, m: Tensor | None, tokenizer: PreTrainedTokenizerBase
+    p: Tensor,
+    q: Tensor,
+    ids: Tensor,
+    m: Tensor | None,
+    vocabulary: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, list[Any]]:
     """The most probable ids of either model among those told apart, the teacher's favourites first."""
-    told = len(p) if ids is None else len(ids)
-    most = min(CLASSES, told)
-    places = torch.cat((p[:told].topk(most).indices, q[:told].topk(most).indices)).unique()
+    told = (ids < vocabulary).nonzero()[:, 0]
+    most = min(CLASSES, len(told))
+    places = told[torch.cat([each[told].topk(most).indices for each in (p, q)]).unique()]
     places = places[p[places].argsort(descending=True, stable=True)]
-    tokens = places if ids is None else ids[places]
+    tokens = ids[places]
     listed: dict[str, list[Any]] = {
         "classes": [str(tokenizer.decode([index])) for index in tokens.tolist()],
         "teacher": [_short(value) for value in p[places].tolist()],
