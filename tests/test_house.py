@@ -65,6 +65,7 @@ ORDER = [
     "clip_optimizer",
     "manifest",
     "checkpoint",
+    "pruned",
     "bad_steps",
     "accumulation",
     "card",

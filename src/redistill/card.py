@@ -77,12 +77,15 @@ def _front_matter(made: Made, rows: Sequence[Mapping[str, Any]]) -> str:
     from huggingface_hub import ModelCardData
 
     config, base = made.config, hub_id(base_of(made.config))
-    adapter, data = config.student.lora is not None, hub_id(config.data.path)
+    lora, data = config.student.lora, hub_id(config.data.path)
+    adapter = lora is not None and not lora.merge
     results = _results(config, rows)
     known = {
         "license": made.license,
         "base_model": base,
-        "base_model_relation": ("adapter" if adapter else "finetune") if base else None,
+        "base_model_relation": ("adapter" if adapter and not config.student.prune else "finetune")
+        if base
+        else None,
         "datasets": [data] if data else None,
         **({"model_name": made.name, "eval_results": results} if results else {}),
     }

@@ -39,6 +39,8 @@ from redistill.rollout import RolloutState
 PREFIX = "checkpoint-"
 DAMAGED = "damaged-"
 UNFINISHED = ".unfinished"
+BASE = "base"
+"""Name of the folder with the base of a run's adapters, where the run made that base itself."""
 _GENERATOR = "rollout_generator"
 _OPTIMIZER = "clip_optimizer."
 

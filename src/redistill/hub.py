@@ -23,8 +23,8 @@ from redistill import ranks
 from redistill.card import Made, license_of, model_card
 from redistill.checkpoint import save_model
 from redistill.config import Config
-from redistill.loading import first_line
-from redistill.models import parameter_count
+from redistill.loading import first_line, load_model
+from redistill.models import parameter_count, plain_model
 from redistill.public import base_of, hub_id
 from redistill.runlog import write_whole
 from redistill.teachers.signal import Teacher
@@ -50,10 +50,18 @@ def check_pushing(config: Config) -> None:
             f"training.hub_strategy is {strategy}: checkpoints hold pickles and answers to your data, and stay on "
             "this machine. Set it to every_save or end, which push the student."
         )
-    if config.student.lora is not None and (config.student.prune is not None or hub_id(base) is None):
+    lora = config.student.lora
+    if lora is None:
+        return
+    if lora.merge and strategy != "end":
+        raise ValueError(
+            "training.hub_strategy: before the end of training there are only adapters, and student.lora.merge "
+            "pushes a plain model in the end: set hub_strategy to end."
+        )
+    if not lora.merge and (config.student.prune is not None or hub_id(base) is None):
         raise ValueError(
             f"training.push_to_hub: nobody else could load an adapter of {base}, which is not on the hub as it "
-            "stands. Name student.model_name_or_path by its hub id, or leave out student.lora."
+            "stands. Name student.model_name_or_path by its hub id, or set student.lora.merge."
         )
 
 
@@ -95,11 +103,20 @@ class HubTrainer(WholeCheckpoints):
         return model_card(made, rows, prompts)
 
     def save_student(self, folder: Path) -> None:
-        """The student as a plain Hugging Face folder with tokenizer and card, whole or not there. The first rank
-        writes it; all come here."""
+        """The student as a plain Hugging Face folder with tokenizer and card, whole or not there: an adapter with
+        LoRA, unless it is to be merged. The first rank writes it; all come here."""
         student, card = self.accelerator.unwrap_model(self.model), self.model_card()
+        lora = self.config.student.lora
         weights = whole_weights(student) if is_sharded(student) else None
-        ranks.on_first(lambda: save_model(student, self.tokenizer, folder, card=card, weights=weights))
+
+        def save() -> None:
+            save_model(student, self.tokenizer, folder, card=card, weights=weights)
+            if lora is not None and lora.merge:
+                # From the disk, so that the model in training stays as it is, sharded or not.
+                merged = load_model(folder, dtype=str(plain_model(student).dtype).removeprefix("torch."))
+                save_model(merged, self.tokenizer, folder, card=card)
+
+        ranks.on_first(save)
 
     # Pushing
 

@@ -128,17 +128,39 @@ def _quantization(bits: Literal[4, 8], dtype: str) -> Any:
 def _load_merged(
     folder: Path, *, dtype: str, attn_implementation: str | None, device: str
 ) -> PreTrainedModel:
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not (folder / "adapter_model.safetensors").is_file() or not base:
+    base = base_of_adapter(folder)
+    if not (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
-            f"{folder} holds an adapter without adapter_model.safetensors or without the name of its base "
-            "model: save it again with `save_pretrained` of peft."
+            f"{folder} holds an adapter without adapter_model.safetensors: save it again with `save_pretrained` of "
+            "peft."
         )
     model = load_model(base, dtype=dtype, attn_implementation=attn_implementation, device=device)
     merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return merged.eval()
+
+
+def base_of_adapter(folder: Path) -> str:
+    """The base model that a folder with an adapter states: a hub id or a folder. Of a run that was moved as a whole,
+    the folder of that name beside the adapter's.
+
+    Raises ValueError where none is stated.
+    """
+    try:
+        stated = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        stated = None
+    if not isinstance(stated, str) or not stated:
+        raise ValueError(
+            f"{folder} holds an adapter without the name of its base model: write the base's folder or hub id as "
+            "base_model_name_or_path into adapter_config.json."
+        )
+    beside = folder.resolve().parent / Path(stated).name
+    moved = Path(stated).is_absolute() and not Path(stated).exists() and (beside / "config.json").is_file()
+    return str(beside) if moved else stated
 
 
 def refuse_missing_folder(name: str | Path) -> None:
@@ -181,12 +203,11 @@ def _refuse_foreign_weights(index: Path) -> None:
 
 def output_rows(name: str | Path, revision: str | None = None) -> int:
     """How many ids a model that is not loaded has, from its config.json; an adapter's are its base model's."""
-    from peft import PeftConfig
     from transformers import AutoConfig
 
     folder = Path(name)
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return output_rows(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path))
+        return output_rows(base_of_adapter(folder))
     try:
         config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as problem:

@@ -10,7 +10,6 @@ from typing import Literal, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from redistill import ranks
 from redistill.chat import to_sample
 from redistill.clock import Clock
 from redistill.config import Config, DataSettings, TeacherSettings
@@ -26,8 +25,8 @@ from redistill.models import (
     parameter_count,
     shared_vocabulary,
 )
+from redistill.pruned import pruned_student
 from redistill.sample import Example, Sample
-from redistill.student import prune_layers, select_layers
 from redistill.teacher_answers import with_teacher_answers
 from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.own_tokenizer import aligned, tokenizers_of
@@ -187,12 +186,7 @@ def load_student(
     settings = config.student
     if settings.prune is not None:
         assert teacher is not None
-        prompts = [s.prompt + s.response for s in samples[: settings.prune.prompts]]
-        keep = settings.prune.keep
-        # Near ties may fall either way: one rank decides.
-        layers = ranks.on_first(lambda: select_layers(teacher, keep, prompts))
-        log.info("student keeps layers %s of the teacher", list(layers))
-        student = prune_layers(teacher, layers)
+        student = pruned_student(config, settings.prune, teacher, tokenizer, samples)
     else:
         assert settings.model_name_or_path is not None
         student = load_model(
@@ -206,6 +200,9 @@ def load_student(
         shared_vocabulary(own, tokenizer, student, student if teacher is None else teacher)
     if settings.lora is None:
         return student
+    if student.name_or_path and Path(student.name_or_path).is_dir():
+        # The adapter states it, and may be loaded from another working directory.
+        student.name_or_path = str(Path(student.name_or_path).resolve())
     # peft's wrapper answers to everything that the engine and we ask of a model.
     return cast(PreTrainedModel, add_lora(student, settings.lora))
 

@@ -56,6 +56,8 @@ class LoraSettings(Settings):
     """Dropout probability before the adapter. Ours (DistiLLM: 0.1)."""
     target_modules: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = "all-linear"
     """Names of the layers adapted, or "all-linear": every linear layer but the head. Ours."""
+    merge: bool = False
+    """Merge the adapters into the finished student, which then is a plain model; checkpoints hold adapters. Ours."""
 
 
 class ModelSettings(Settings):

@@ -173,8 +173,9 @@ def prune_layers(model: nn.Module, layers: Sequence[int]) -> PreTrainedModel:
 
     Everything else is copied too, tied embeddings stay tied, `config.num_hidden_layers` and lists with one
     entry a layer (`layer_types`) follow, and the layers are renumbered, so that the key-value cache works and
-    a saved copy loads like any model. Only the kept layers are ever copied. Raises ValueError for an
-    unsupported architecture, for adapters that are not merged, and for layer numbers out of range.
+    a saved copy loads like any model. It has no `name_or_path`, which was the whole model's: adapters would state it
+    as their base. Only the kept layers are ever copied. Raises ValueError for an unsupported architecture, for
+    adapters that are not merged, and for layer numbers out of range.
     """
     inner = plain_model(model)
     if inner is not model:
@@ -206,6 +207,7 @@ def _shorten(pruned: PreTrainedModel, kept: Sequence[int], depth: int) -> None:
         if "layer" in name and isinstance(value, list) and len(value) == depth:
             setattr(config, name, [value[index] for index in kept])
     config.num_hidden_layers = len(kept)
+    pruned.name_or_path = config.name_or_path = ""
 
 
 def texts_of(

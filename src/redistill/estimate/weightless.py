@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from redistill.config import Config
-from redistill.loading import first_line, refuse_missing_folder
+from redistill.loading import base_of_adapter, first_line, refuse_missing_folder
 from redistill.models import add_lora, parameter_count, plain_model
 from redistill.student import prune_layers, select_layers
 
@@ -59,10 +58,9 @@ def read_config(name: str, revision: str | None = None) -> PreTrainedConfig:
         )
     refuse_missing_folder(name)
     if folder.is_dir() and not configured:
-        adapter = folder / "adapter_config.json"
-        if not adapter.is_file():
+        if not (folder / "adapter_config.json").is_file():
             raise ValueError(f"{name} has no config.json: it is not the folder of a saved model.")
-        return read_config(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return read_config(base_of_adapter(folder))
     try:
         return AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError) as problem:
