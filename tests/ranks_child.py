@@ -1,8 +1,9 @@
 """What `torchrun` runs for test_ranks.py: several trainings after one another, as asked on the command line.
 
 python ranks_child.py '[{"folder": .., "recipe": {..}, ..}, ..]'; recipe: what `test_trainer.recipe` is called with.
-resume: a checkpoint. tied: whether the student's embeddings are. term_at, spoil_at: the step in which rank 1 gets a
-SIGTERM, or has a loss that is not finite. holes: every second sample has no response. measured: see there.
+resume: a checkpoint. streamed: whether the data are. tied: whether the student's embeddings are. term_at, spoil_at:
+the step in which rank 1 gets a SIGTERM, or has a loss that is not finite. holes: every second sample has no response.
+measured: see there.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from rich.console import Console
+from test_stream import streamed
 from test_trainer import TOKENIZER, recipe, samples, spoilt, trainer
 from tiny import tiny_llama, tiny_qwen2
 from torch.distributed.tensor import DTensor
@@ -109,6 +111,8 @@ def train(asked):
             replace(sample, response=sample.response if place % 2 else ())
             for place, sample in enumerate(run.train_dataset)
         ]
+    if asked.get("streamed"):
+        run.train_dataset = streamed(run.train_dataset)
     seen = train_looked_at(run, asked.get("resume"))
     zero = config.training.get("deepspeed", {}).get("zero_optimization", {})
     sharded = bool(config.training.get("fsdp")) or zero.get("stage") == 3

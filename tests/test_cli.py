@@ -151,9 +151,11 @@ def test_prune_and_train_what_it_made_with_lora(place):
     redistill(
         "train", "recipe.yaml", "--output", "adapter", "--set", "student.model_name_or_path=short",
         "--set", "student.lora={r: 4, lora_alpha: 8}", "--set", "training.max_steps=2",
-        "--set", "training.gradient_checkpointing=true", cwd=place,
+        "--set", "training.gradient_checkpointing=true", "--set", "data.streaming=true",
+        "--set", "data.shuffle_buffer_size=5", cwd=place,
     )  # fmt: skip
     assert (place / "adapter" / "student" / "adapter_model.safetensors").is_file()
+    assert json.loads((place / "adapter/checkpoint-2/redistill.json").read_text())["stream"]["counted"] == 5
     assert "not empty" in redistill("prune", "teacher", "short", "--keep", "1", cwd=place, check=False).stderr
 
 

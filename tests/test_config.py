@@ -30,6 +30,7 @@ NEEDS = {
     "rollout.schedule": ["data.eval_path=dev.jsonl"],
     "data.eval_split": ["data.path=folder"],
     "objective.policy.weight": ["revision.rounds=0"],
+    "data.streaming": ["budget.seconds=9.0"],
 }
 VALUES = {
     "student.prune": {"keep": [0, 2]},

@@ -204,7 +204,8 @@ def test_what_cannot_be_a_data_set(tmp_path):
 def test_hub_id_goes_through_datasets(monkeypatch):
     asked = []
 
-    def load_dataset(path, name=None, *, split):
+    def load_dataset(path, name=None, *, split, streaming):
+        assert not streaming
         asked.append((path, name, split))
         if split == "dev":
             raise ValueError('Unknown split "dev". Should be one of ["train"].')

@@ -14,12 +14,14 @@ from tiny import tiny_llama, tiny_tokenizer
 from redistill import DistillTrainer, Sample
 from redistill.config import Config, load_config
 from redistill.config_faults import setting_names
+from redistill.data import Place
 from redistill.evaluation.gains import Gain
 from redistill.evaluation.results import write_results
 from redistill.evaluation.score import EvaluationRow
 from redistill.records import to_example
 from redistill.runlog import read
 from redistill.sample import Example
+from redistill.stream import Mark
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -107,10 +109,11 @@ def test_every_key_of_a_run_folder_is_described_and_no_other(tmp_path):
         assert keys_under(f"## `{name}.jsonl`") == set().union(*records, *inner)
     state = json.loads((tmp_path / "checkpoint-2" / "redistill.json").read_text())
     written = {*state, *state["schedule"], *state["buffer"][0]}
-    assert keys_under("### `redistill.json`") == written
+    assert keys_under("### `redistill.json`") == written | {"stream"}
     edit = next(edit for kept in state["buffer"] for edit in kept["edits"])
     page = (DOCS / "run-folder.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in page for name in edit)
+    assert all(f"`{field.name}`" in page for each in (Mark, Place) for field in dataclasses.fields(each))
     for file in (tmp_path / "checkpoint-2").iterdir():
         assert f"`{file.name}`" in page
 

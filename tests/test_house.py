@@ -33,6 +33,8 @@ ORDER = [
     "data",
     "control",
     "chat",
+    "stream",
+    "splits",
     "pieces",
     "out_of_memory",
     "loading",

@@ -15,6 +15,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from ranks_child import measured
 from rich.console import Console
 from safetensors.torch import load_file
+from test_stream import streamed
 from test_trainer import TOKENIZER, assert_same_curve, curve, recipe, trainer
 from tiny import save_tiny, tiny_llama, tiny_qwen2
 
@@ -42,9 +43,11 @@ MEASURED = {"batch": 4, "steps": 1}
 
 
 def alone(folder, *, tied=False, resume=None):
-    """In this process: one batch of eight in place of two of four."""
+    """In this process: one batch of eight in place of two of four; untied, of streamed data."""
     student = tiny_qwen2(len(TOKENIZER), seed=1) if tied else tiny_llama(len(TOKENIZER), seed=1)
     run = trainer(recipe(folder, steps=4, training=OTHER if tied else {}), student)
+    if not tied:
+        run.train_dataset = streamed(run.train_dataset)
     run.train(resume_from_checkpoint=resume)
 
 
@@ -76,17 +79,17 @@ def runs(tmp_path_factory):
     fitted = {"token_weight": 0.0, "span_weight": 0.0, "dac": {}}
     hollow = {"batch": 1, "steps": 2, "objective": fitted, "rollout": {"schedule": "constant"}}
     no_eval = {"eval_strategy": "no"}
+    go_on = {"resume": str(root / "alone/checkpoint-2"), "term_at": 3, "streamed": True}
     asked = [
-        {"folder": "ddp", "recipe": four},
+        {"folder": "ddp", "recipe": four, "streamed": True},
         {"folder": "fsdp2-tied", "recipe": two | {"training": {"fsdp": True} | OTHER}, "tied": True},
-        {"folder": "ddp-stopped", "recipe": four, "resume": str(root / "alone/checkpoint-2"), "term_at": 3},
+        {"folder": "ddp-stopped", "recipe": four} | go_on,
+        {"folder": "fsdp2", "recipe": four | sharded} | go_on,
         {
-            "folder": "fsdp2",
-            "recipe": four | sharded,
-            "resume": str(root / "alone/checkpoint-2"),
-            "term_at": 3,
+            "folder": "fsdp2-in-step",
+            "recipe": four | sharded | {"rollout": {"gather": False}},
+            "streamed": True,
         },
-        {"folder": "fsdp2-in-step", "recipe": four | sharded | {"rollout": {"gather": False}}},
         {
             "folder": "measured",
             "recipe": MEASURED | sharded | {"rollout": {"gather": False}},

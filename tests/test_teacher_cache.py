@@ -21,10 +21,11 @@ from redistill import cli
 from redistill.caching import cache_teacher
 from redistill.config import load_config
 from redistill.models import load_model, load_tokenizer
-from redistill.prepare import load_split, prepare
+from redistill.prepare import prepare
 from redistill.run import train
 from redistill.runlog import read
 from redistill.sample import Sample
+from redistill.splits import load_split
 from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.local import LocalTeacher
 from redistill.teachers.signal import TopK, most_probable
@@ -171,6 +172,13 @@ def test_what_is_read_is_what_the_teacher_said(place):
     torch.testing.assert_close(said.log_p, wanted.log_p, atol=1e-3, rtol=1e-4)
     again = cache_teacher(config, folder, QUIET, k=7, batch_size=5)
     assert again.new == 0 and again.rows == 12
+    streamed = config_of(place, "data.streaming=true", "data.shuffle_buffer_size=5")
+    found = cache_teacher(streamed, place / "streamed", QUIET, k=7, batch_size=5, shard=7 * 4 * 40)
+    assert (
+        found.new == found.rows == 12 and cache_teacher(streamed, folder, QUIET, k=7, batch_size=5).new == 0
+    )
+    other = CachedTeacher(place / "streamed").signal(chosen)
+    assert torch.equal(other.ids, said.ids) and torch.equal(other.log_p, said.log_p)
 
 
 def test_killed_it_goes_on_at_the_shard_and_ends_as_if_it_had_not_been(place, tmp_path):
@@ -247,8 +255,12 @@ def test_a_missing_row_and_a_prompt_without_response_are_named(place, whole, tmp
     data.write_text(
         "".join(json.dumps(r) + "\n" for r in [*RECORDS, {"prompt": "New?", "completion": "Yes."}])
     )
-    with pytest.raises(ValueError, match=r"lacks 1 of the 13 samples, the first from .*more\.jsonl:13: run"):
-        prepare(config_of(place, cache, f"data.path={json.dumps(str(data))}", "data.eval_split=null"))
+    place_of = [cache, f"data.path={json.dumps(str(data))}", "data.eval_split=null"]
+    for more in ([], ["data.streaming=true"]):
+        with pytest.raises(
+            ValueError, match=r"lacks 1 of the 13 samples, the first from .*more\.jsonl:13: run"
+        ):
+            prepare(config_of(place, *place_of, *more))
     data.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps({"prompt": "No answer?"}) + "\n")
     with pytest.raises(ValueError, match=r"1 samples have no response, the first from .*more\.jsonl:2"):
         prepare(config_of(place, cache, f"data.path={json.dumps(str(data))}", "data.eval_split=null"))

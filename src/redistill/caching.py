@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,12 @@ from redistill.evaluation.kept import fingerprint
 from redistill.evaluation.results import made_with
 from redistill.loading import best_device, load_tokenizer, output_rows
 from redistill.models import check_forward, ends_of, shared_vocabulary
-from redistill.prepare import bits_of, load_heldout, load_split, load_teacher
+from redistill.prepare import bits_of, load_teacher
 from redistill.projection import source_of
 from redistill.runlog import alone, write_whole
 from redistill.sample import Sample
+from redistill.splits import load_heldout, load_training
+from redistill.stream import Stream
 from redistill.teacher_answers import with_teacher_answers
 from redistill.teachers.cached import LIMITS, MANIFEST, Manifest, text_settings
 from redistill.teachers.local import frozen
@@ -52,39 +55,44 @@ def cache_teacher(
 
     k: entries a position. batch_size: responses read at once. shard: most bytes of entries in a file.
     Raises ValueError where `folder` holds the cache of another teacher, text or k, or another process writes it; and
-    what `load_split`, `load_model` and `with_teacher_answers` raise.
+    what `load_training`, `load_model` and `with_teacher_answers` raise.
     """
     busy = f"another process writes {folder}: wait for it, or name another folder."
     with alone(folder / ".lock", busy=busy):
         samples, teacher, manifest = _loaded(config, k)
         _begin(folder, manifest)
         shards = Shards(folder)
-        missing = [row for row in unique(samples) if row[0] not in shards]
+        missing: Iterable[Keyed] = (row for row in unique(samples) if row[0] not in shards)
+        if not config.data.streaming:
+            missing = list(missing)
+        total = len(missing) if isinstance(missing, list) else None
         with CountDisplay(console, "Caching the teacher") as progress, saving(folder):
             done = 0
             for number, part in enumerate(_parts(missing, 4 * manifest.k, shard), shards.next_number):
 
                 def tell(rows: int, before: int = done) -> None:
-                    progress("responses", before + rows, len(missing))
+                    progress("responses", before + rows, total)
 
                 rows = _read(teacher, part, manifest, batch_size, tell)
                 write_shard(folder / f"shard-{number:05}.safetensors", rows)
                 done += len(part)
         shards = Shards(folder)
         size = sum(path.stat().st_size for path in shards.paths)
-        found = Cached(len(shards), shards.positions, size, len(missing))
+        found = Cached(len(shards), shards.positions, size, done)
         _write_manifest(folder, manifest, found)
         return found
 
 
-def _loaded(config: Config, k: int) -> tuple[list[Sample], Teacher, Manifest]:
+def _loaded(config: Config, k: int) -> tuple[Iterable[Sample], Teacher, Manifest]:
     settings, data = config.teacher, config.data
     if settings.align is not None:
         raise ValueError(
             "the signal of a teacher of another tokenizer is not cached: leave out teacher.align."
         )
     tokenizer = load_tokenizer(settings.model_name_or_path, settings.model_revision)
-    train = load_split(config, tokenizer, data.path, data.split, data.limit).samples
+    train = load_training(config, tokenizer).samples
+    if isinstance(train, Stream):
+        train.at_hand()  # a broken file should not cost the loading of the teacher
     heldout = load_heldout(config, tokenizer).samples
     device = "cpu" if config.training.get("use_cpu") else best_device()
     model = load_teacher(config, device)
@@ -107,7 +115,8 @@ def _loaded(config: Config, k: int) -> tuple[list[Sample], Teacher, Manifest]:
         dtype=settings.dtype if bits is None else f"{settings.dtype}, {bits} bits",
         **text_settings(config, tokenizer),
     )
-    return [*train, *heldout], frozen(model, vocabulary, torch.device(device), settings), manifest
+    samples = chain(train.one_epoch() if isinstance(train, Stream) else train, heldout)
+    return samples, frozen(model, vocabulary, torch.device(device), settings), manifest
 
 
 def _begin(folder: Path, manifest: Manifest) -> None:
@@ -129,7 +138,7 @@ def _write_manifest(folder: Path, manifest: Manifest, found: Cached) -> None:
     write_whole(folder / MANIFEST, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
 
 
-def _parts(rows: Sequence[Keyed], bytes_each: int, most: int) -> Iterator[list[Keyed]]:
+def _parts(rows: Iterable[Keyed], bytes_each: int, most: int) -> Iterator[list[Keyed]]:
     """Runs of rows whose entries have at most `most` bytes, or one row that has more."""
     part, size = list[Keyed](), 0
     for row in rows:

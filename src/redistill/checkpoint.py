@@ -45,18 +45,27 @@ _GENERATOR = "rollout_generator"
 _OPTIMIZER = "clip_optimizer."
 
 
-def save_state(folder: Path, objective: nn.Module, optimizer: ClipOptimizer, state: RolloutState) -> None:
-    """Write our files into `folder`."""
+def save_state(
+    folder: Path,
+    objective: nn.Module,
+    optimizer: ClipOptimizer,
+    state: RolloutState,
+    mark: dict[str, Any] | None = None,
+) -> None:
+    """Write our files into `folder`. mark: where a stream of data goes on; None without one."""
     tensors = {f"objective.{name}": value.contiguous() for name, value in objective.state_dict().items()}
     tensors |= {f"{_OPTIMIZER}{name}": value.contiguous() for name, value in optimizer.state().items()}
     tensors[_GENERATOR] = state.generator.get_state()
     save_file(tensors, folder / "redistill.safetensors")
     record = {"buffer": state.buffer.state(), "schedule": asdict(state.schedule)}
+    record |= {} if mark is None else {"stream": mark}
     (folder / "redistill.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-def load_state(folder: Path, objective: nn.Module, optimizer: ClipOptimizer, state: RolloutState) -> None:
-    """Put back what `save_state` wrote, in place.
+def load_state(
+    folder: Path, objective: nn.Module, optimizer: ClipOptimizer, state: RolloutState
+) -> dict[str, Any] | None:
+    """Put back what `save_state` wrote, in place; the mark of a stream of data, if there is one, is returned.
 
     Raises ValueError when `folder` holds no such files: it was saved by something else, or is not whole.
     """
@@ -74,6 +83,7 @@ def load_state(folder: Path, objective: nn.Module, optimizer: ClipOptimizer, sta
     record = json.loads((folder / "redistill.json").read_text(encoding="utf-8"))
     state.buffer.load(record["buffer"])
     state.schedule = ShareSchedule(**record["schedule"])
+    return record.get("stream")
 
 
 def finish(unfinished: Path, run: Path, state: TrainerState) -> Path:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from redistill.config_faults import Key, faults, listed, nearest, origin_of, shortened
-from redistill.conflicts import conflicts_of_teacher
+from redistill.conflicts import conflicts_of_stream, conflicts_of_teacher
 from redistill.methods import find_method
 from redistill.objective_settings import DacSettings, ObjectiveSettings, PolicySettings, SpanSettings
 from redistill.settings import (
@@ -239,6 +239,7 @@ def _conflicts(config: Config) -> Iterator[tuple[bool, str, str]]:
         "data.system",
         f"only the chat template has a system message, and data.template is {data.template}.",
     )
+    yield from conflicts_of_stream(data, config.budget, config.training)
 
 
 def _conflicts_of_methods(config: Config) -> Iterator[tuple[bool, str, str]]:

@@ -1,11 +1,12 @@
-"""Settings that a teacher which is no model in this process cannot serve."""
+"""Settings that a teacher which is no model in this process, or data that are read as they come, cannot serve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from redistill.objective_settings import ObjectiveSettings
-from redistill.settings import DataSettings, RolloutSettings, StudentSettings, TeacherSettings
+from redistill.settings import BudgetSettings, DataSettings, RolloutSettings, StudentSettings, TeacherSettings
 
 
 def conflicts_of_teacher(
@@ -84,4 +85,27 @@ def _of_another_tokenizer(
         "objective.temperature",
         "the probabilities of a teacher of another tokenizer are merged at temperature 1: with teacher.align leave "
         "objective.temperature at 1.",
+    )
+
+
+def conflicts_of_stream(
+    data: DataSettings, budget: BudgetSettings, training: Mapping[str, Any]
+) -> Iterator[tuple[bool, str, str]]:
+    """As `conflicts_of_teacher`."""
+    bounded = budget.seconds is not None or budget.student_tokens is not None
+    most = training.get("max_steps", -1)
+    yield (
+        data.streaming and not bounded and not (isinstance(most, int) and most > 0),
+        "data.streaming",
+        "nobody knows how many records a stream has: with data.streaming set training.max_steps or a budget.",
+    )
+    yield (
+        data.streaming and data.responses == "teacher",
+        "data.responses",
+        "the teacher's answers are written for all data before training: leave out data.streaming, or answer first.",
+    )
+    yield (
+        data.streaming and training.get("dataloader_num_workers", 0) != 0,
+        "training.dataloader_num_workers",
+        "every worker would read the whole stream: with data.streaming leave training.dataloader_num_workers at 0.",
     )

@@ -9,13 +9,14 @@ import glob
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from redistill.records import TEACHER_PROMPT, Problem, to_example
 from redistill.sample import Example
 
-__all__ = ["DataError", "Loaded", "Problem", "load_examples"]
+__all__ = ["DataError", "Loaded", "Place", "Problem", "load_examples", "rows_from"]
 
 SHOWN = 5
 JSON_LINES = (".jsonl", ".ndjson")
@@ -26,6 +27,21 @@ Row = tuple[str, Any]
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the path, or file and line, and what to do."""
+
+
+@dataclass
+class Place:
+    """How far a data set was read.
+
+    file: the number of the file at hand. row: rows of it that were read. byte: where the next line begins, in a file
+    of `size` bytes. shard: the same of a streamed data set of the hub, in `datasets`' words.
+    """
+
+    file: int = 0
+    row: int = 0
+    byte: int = 0
+    size: int = 0
+    shard: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ def load_examples(
     """
     examples: list[Example] = []
     problems: list[Problem] = []
-    for source, record in _rows(path, name, split):
+    for source, record in rows_from(path, name, split):
         example = record if isinstance(record, Problem) else to_example(record, source, teacher_prompt)
         if isinstance(example, Problem):
             problems.append(example)
@@ -87,16 +103,28 @@ def load_examples(
     return loaded
 
 
-def _rows(path: str | Path, name: str | None, split: str) -> Iterator[Row]:
-    place = Path(path).expanduser()
+def rows_from(
+    path: str | Path,
+    name: str | None = None,
+    split: str = "train",
+    place: Place | None = None,
+    *,
+    streaming: bool = False,
+) -> Iterator[Row]:
+    """The rows of a data set from `place` on, which is moved along: after a row, it is where the next one begins.
+
+    streaming: nothing is read as a whole, nor is a data set of the hub downloaded beforehand.
+    Raises DataError: see `load_examples`, and for a JSON array, which cannot be streamed.
+    """
+    found, place = Path(path).expanduser(), place or Place()
     try:
-        if place.is_dir():
-            for file in _files_of(place, split):
-                yield from _file_rows(file)
-        elif place.exists():
-            yield from _file_rows(place)
+        if found.exists():
+            files = _files_of(found, split) if found.is_dir() else [found]
+            for file in files[place.file :]:
+                yield from _file_rows(file, place, streaming)
+                place.file, place.row, place.byte = place.file + 1, 0, 0
         elif _is_hub_id(str(path)):
-            yield from _hub_rows(str(path), name, split)
+            yield from _hub_rows(str(path), name, split, place, streaming)
         else:
             raise DataError(
                 f"{path} does not exist; set the path to a file, a folder or a data set on the hub."
@@ -128,13 +156,18 @@ def _files_of(folder: Path, split: str) -> list[Path]:
     )
 
 
-def _file_rows(file: Path) -> Iterator[Row]:
-    if file.suffix in JSON_LINES:
-        return _json_lines(file)
-    if file.suffix == ".json":
-        return _json_array(file) if _first_byte(file) == b"[" else _json_lines(file)
+def _file_rows(file: Path, place: Place, streaming: bool) -> Iterator[Row]:
     if file.suffix == ".parquet":
-        return _parquet(file)
+        return _parquet(file, place)
+    if file.suffix == ".json" and _first_byte(file) == b"[":
+        if streaming:
+            raise DataError(
+                f"{file} is one JSON array, which can only be read as a whole: write one object on each line, or "
+                "leave out data.streaming."
+            )
+        return _json_array(file)
+    if file.suffix in (".json", *JSON_LINES):
+        return _json_lines(file, place)
     raise DataError(f"{file} is of no known format; known endings are {', '.join(ENDINGS)}.")
 
 
@@ -143,13 +176,20 @@ def _first_byte(file: Path) -> bytes:
         return stream.read(65536).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
 
 
-def _json_lines(file: Path) -> Iterator[Row]:
+def _json_lines(file: Path, place: Place) -> Iterator[Row]:
     """Line by line from bytes, so that every fault has its line and one bad line spoils no other."""
     with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        size = file.stat().st_size
+        if place.row and place.size == size:
+            stream.seek(place.byte)
+        else:  # A line that was mended has moved those behind it.
+            place.byte = sum(len(line) for line in islice(stream, place.row))
+        place.size = size
+        for line in stream:
+            place.row, place.byte = place.row + 1, place.byte + len(line)
+            text = line.removeprefix(b"\xef\xbb\xbf") if place.row == 1 else line
             if text.strip():
-                source = f"{file}:{number}"
+                source = f"{file}:{place.row}"
                 yield source, _parsed(text, source)
 
 
@@ -180,33 +220,44 @@ def _json_array(file: Path) -> Iterator[Row]:
         yield f"{file}[{row}]", record
 
 
-def _parquet(file: Path) -> Iterator[Row]:
+def _parquet(file: Path, place: Place) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    row = 0
     try:
         with pq.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
-                    yield f"{file}[{row}]", record
-                    row += 1
+            counts = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+            first, left = 0, place.row
+            while first < len(counts) and left >= counts[first]:
+                first, left = first + 1, left - counts[first]
+            for batch in table.iter_batches(batch_size=1024, row_groups=range(first, len(counts))):
+                rows, left = batch.slice(left).to_pylist(), max(left - len(batch), 0)
+                for record in rows:
+                    place.row += 1
+                    yield f"{file}[{place.row - 1}]", record
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(
-            f"{file}[{row}] is not parquet that can be read: {str(error).splitlines()[0]}"
+            f"{file}[{place.row}] is not parquet that can be read: {str(error).splitlines()[0]}"
         ) from None
 
 
-def _hub_rows(path: str, name: str | None, split: str) -> Iterator[Row]:
+def _hub_rows(path: str, name: str | None, split: str, place: Place, streaming: bool) -> Iterator[Row]:
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
-        table = datasets.load_dataset(path, name, split=split)
+        table = datasets.load_dataset(path, name, split=split, streaming=streaming)
     except (OSError, ValueError, RuntimeError, LookupError, DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} (name {name}, split {split}): is no folder here, and the hub did not give it: {reason}"
         ) from error
-    for row, record in enumerate(table):
-        yield f"{path}[{row}]", record
+    if not isinstance(table, datasets.IterableDataset):
+        for place.row, record in enumerate(table, start=1):
+            yield f"{path}[{place.row - 1}]", record
+        return
+    if place.shard is not None:
+        table.load_state_dict(place.shard)
+    for record in table:
+        place.row, place.shard = place.row + 1, table.state_dict()
+        yield f"{path}[{place.row - 1}]", record

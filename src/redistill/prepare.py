@@ -10,10 +10,8 @@ from typing import Literal, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
-from redistill.chat import to_sample
 from redistill.clock import Clock
-from redistill.config import Config, DataSettings, TeacherSettings
-from redistill.data import DataError, load_examples
+from redistill.config import Config, TeacherSettings
 from redistill.hub import check_pushing
 from redistill.loading import best_device, output_rows
 from redistill.models import (
@@ -26,7 +24,9 @@ from redistill.models import (
     shared_vocabulary,
 )
 from redistill.pruned import pruned_student
-from redistill.sample import Example, Sample
+from redistill.sample import Sample, SampleTable
+from redistill.splits import Split, check_column, load_evaluation, load_heldout, load_training
+from redistill.stream import known
 from redistill.teacher_answers import with_teacher_answers
 from redistill.teachers.cached import CachedTeacher
 from redistill.teachers.own_tokenizer import aligned, tokenizers_of
@@ -39,15 +39,6 @@ log = logging.getLogger(__name__)
 
 # For what a recipe's `training` section leaves out: our own bar instead of the engine's, every step logged.
 ENGINE_DEFAULTS = {"disable_tqdm": True, "report_to": "none", "logging_steps": 1}
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of the data: samples, and of each the accepted responses and the question as text."""
-
-    samples: tuple[Sample, ...] = ()
-    references: tuple[tuple[str, ...], ...] = ()
-    questions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,8 +61,8 @@ def prepare(config: Config) -> Prepared:
     settings = config.teacher
     tokenizer, own = tokenizers_of(config)
     # Data first: a broken file should not cost the loading of two models.
-    train = load_split(config, tokenizer, config.data.path, config.data.split, config.data.limit, own)
-    _check_column(config.data, train.samples)
+    train = load_training(config, tokenizer, own)
+    check_column(config.data, known(train.samples))
     heldout = load_heldout(config, tokenizer, own)
     evaluation = load_evaluation(config, tokenizer, heldout)
     # Where the engine will put them: block influence, teacher answers and the first measurement come before it.
@@ -95,23 +86,15 @@ def prepare(config: Config) -> Prepared:
         assert teacher is not None
         eos = ends_of(tokenizer, teacher, config.data.template)
         answered = with_teacher_answers(train.samples, teacher, config, eos=eos, vocabulary=vocabulary)
-        train = replace(train, samples=tuple(answered))
+        train = replace(train, samples=SampleTable(answered))
     served = ServedTeacher(settings.server, tokenizer, vocabulary) if settings.server is not None else None
     if cache is not None:
-        cache.check(config, tokenizer, vocabulary, train.samples, heldout.samples)
+        cache.check(config, tokenizer, vocabulary, known(train.samples), heldout.samples)
     if remote and "evaluation" not in config.model_fields_set:
         teacher = None  # what is measured after training would need it once more
     sizes = [parameter_count(model) for model in (student, teacher) if model is not None]
     log.info("parameters of the student, and of the teacher where it stays loaded: %s", sizes)
     return Prepared(student, teacher, tokenizer, train, heldout, evaluation, cache or served)
-
-
-def _check_column(data: DataSettings, samples: Sequence[Sample]) -> None:
-    named = data.teacher_prompt != DataSettings.model_fields["teacher_prompt"].default
-    if named and not any(sample.teacher_prompt for sample in samples):
-        raise DataError(
-            f"no record of {data.path} has the column {data.teacher_prompt!r} that data.teacher_prompt names."
-        )
 
 
 def _asks_for_the_model(config: Config) -> bool:
@@ -205,92 +188,3 @@ def load_student(
         student.name_or_path = str(Path(student.name_or_path).resolve())
     # peft's wrapper answers to everything that the engine and we ask of a model.
     return cast(PreTrainedModel, add_lora(student, settings.lora))
-
-
-def load_split(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    path: str,
-    split: str,
-    limit: int | None,
-    own: PreTrainedTokenizerBase | None = None,
-) -> Split:
-    """Samples of one split; what was left out is counted and said. own: the teacher's tokenizer, if another."""
-    data = config.data
-    loaded = load_examples(
-        path,
-        name=data.name,
-        split=split,
-        limit=limit,
-        max_bad_share=data.max_bad_share,
-        teacher_prompt=data.teacher_prompt,
-    )
-    for problem in loaded.problems[:5]:
-        log.warning("left out: %s: %s", problem.source, problem.what)
-    return to_split(config, tokenizer, loaded.examples, own)
-
-
-def load_heldout(
-    config: Config, tokenizer: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase | None = None
-) -> Split:
-    """What validation reads: `data.eval_path` or `data.eval_split`; nothing without either."""
-    place = heldout_of(config.data)
-    return load_split(config, tokenizer, *place, config.data.eval_limit, own) if place else Split()
-
-
-def heldout_of(data: DataSettings) -> tuple[str, str] | None:
-    """Path and split of the held-out data; None where there is none."""
-    if data.eval_path is None and data.eval_split is None:
-        return None
-    return data.eval_path or data.path, data.eval_split or ("test" if data.eval_path else data.split)
-
-
-def load_evaluation(config: Config, tokenizer: PreTrainedTokenizerBase, heldout: Split) -> Split:
-    """What is answered and scored: `evaluation.path`, or else the held-out data."""
-    settings = config.evaluation
-    if settings.path is not None:
-        return load_split(config, tokenizer, settings.path, settings.split or "test", settings.limit)
-    end = settings.limit
-    return Split(heldout.samples[:end], heldout.references[:end], heldout.questions[:end])
-
-
-def to_split(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    own: PreTrainedTokenizerBase | None = None,
-) -> Split:
-    """Examples -> samples, under the recipe's template and limits."""
-    data, kept, left_out = config.data, [], []
-    for example in examples:
-        sample = to_sample(
-            example,
-            tokenizer,
-            template=data.template,
-            system=data.system,
-            max_prompt_length=data.max_prompt_length,
-            max_completion_length=config.rollout.max_completion_length,
-            on_long_prompt=data.on_long_prompt,
-            max_teacher_prompt_length=data.max_teacher_prompt_length or data.max_prompt_length,
-            teacher_tokenizer=own,
-        )
-        if isinstance(sample, str):
-            left_out.append(f"{example.source}: {sample}")
-        else:
-            kept.append((sample, example.references, question(example)))
-    for line in left_out[:5]:
-        log.warning("left out: %s", line)
-    if left_out:
-        log.warning("%d of %d records left out by the length limits", len(left_out), len(examples))
-    if examples and not kept:
-        raise DataError(
-            f"{Path(data.path).name}: no record is left; the first: {left_out[0]}. Where prompts are too long, raise "
-            "data.max_prompt_length, or set data.on_long_prompt: truncate."
-        )
-    return Split(*(tuple(column) for column in zip(*kept, strict=True))) if kept else Split()
-
-
-def question(example: Example) -> str:
-    """What is asked, without the template: the last turn of a conversation, with its context."""
-    text = example.prompt if isinstance(example.prompt, str) else example.prompt[-1].content
-    return f"{text}\n\n{example.context}" if example.context else text

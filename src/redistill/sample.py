@@ -6,8 +6,10 @@ integers, and only `batch.py` pads.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, overload
 
 Origin = Literal["reference", "rollout", "replay"]
 
@@ -83,3 +85,62 @@ class Sample:
     def for_teacher(self) -> Sample:
         """The sample as the teacher reads it: its own prompt is the prompt."""
         return replace(self, prompt=self.teacher_prompt, teacher_prompt=()) if self.teacher_prompt else self
+
+
+class _Ragged:
+    """Rows of numbers of different lengths, one behind the other. kind: an `array` typecode."""
+
+    def __init__(self, kind: str):
+        self._numbers: array[Any] = array(kind)
+        self._ends = array("q", [0])
+
+    def append(self, row: Iterable[int]) -> None:
+        self._numbers.extend(row)
+        self._ends.append(len(self._numbers))
+
+    def __getitem__(self, number: int) -> array[Any]:
+        return self._numbers[self._ends[number] : self._ends[number + 1]]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+
+class SampleTable(Sequence[Sample]):
+    """Samples of a data set, which have prompts, response and source alone, at 4 bytes an id (in a tuple: up to 36).
+
+    Each is made anew when it is asked for.
+    """
+
+    def __init__(self, samples: Iterable[Sample] = ()):
+        self._prompts, self._responses, self._sources = _Ragged("i"), _Ragged("i"), _Ragged("B")
+        self._for_teacher = _Ragged("i")
+        for sample in samples:
+            self.append(sample)
+
+    def append(self, sample: Sample) -> None:
+        """Add one at the end."""
+        prompts, theirs = (sample.prompt, sample.response), sample.teacher_prompt
+        assert sample == Sample(*prompts, source=sample.source, teacher_prompt=theirs), "no room for its rest"
+        self._for_teacher.append(theirs)
+        self._prompts.append(sample.prompt)
+        self._responses.append(sample.response)
+        self._sources.append(sample.source.encode("utf-8", "surrogateescape"))
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(place, slice):
+            return tuple(self[each] for each in range(*place.indices(len(self))))
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        number = place % len(self)
+        source = self._sources[number].tobytes().decode("utf-8", "surrogateescape")
+        prompt, response, theirs = (
+            tuple(column[number]) for column in (self._prompts, self._responses, self._for_teacher)
+        )
+        return Sample(prompt, response, source=source, teacher_prompt=theirs)

@@ -154,6 +154,12 @@ class DataSettings(Settings):
     """Share of unreadable or unusable records above which the run stops before training. Ours."""
     limit: Count | None = None
     """Most training examples read; null: all."""
+    streaming: bool = False
+    """Read the training data while training goes on, in place of loading them: for sets larger than memory. Needs
+    training.max_steps or a budget. Held-out data are loaded."""
+    shuffle_buffer_size: Count = 1000
+    """Records that lie in memory and are shuffled among themselves, where the data are streamed; 1: in their order.
+    datasets' 1000."""
     responses: Literal["dataset", "teacher"] = "dataset"
     """What is learnt from: the data's own responses, or the teacher's answers to its prompts (SeqKD), written once
     with the sampling of `rollout` and kept."""

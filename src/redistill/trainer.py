@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import SequentialSampler
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -49,6 +50,7 @@ from redistill.runlog import RunLog, read
 from redistill.sample import Sample
 from redistill.scoring import mean_scores, reference_scores
 from redistill.steplog import StepWatch, revision_records, step_record, together, trained_on
+from redistill.stream import Stream
 from redistill.teachers.local import frozen
 from redistill.teachers.signal import Teacher
 from redistill.trackers import RevisionTables
@@ -64,7 +66,8 @@ class DistillTrainer(HubTrainer):
         with it, or any `Teacher`.
     config: a `redistill.Config`; its `training` section becomes `TrainingArguments` as it is.
     processing_class: the tokenizer that made the samples.
-    train_dataset, eval_dataset: `Sample`s with the data set's responses (none in prompt-only data).
+    train_dataset, eval_dataset: `Sample`s with the data set's responses (none in prompt-only data); to train on, a
+        `Stream` too.
     new_clock: makes the clock of each step.
     """
 
@@ -91,7 +94,7 @@ class DistillTrainer(HubTrainer):
             model=model,
             args=args,
             data_collator=list,  # pyright: ignore[reportArgumentType]
-            train_dataset=list(train_dataset),  # pyright: ignore[reportArgumentType]
+            train_dataset=train_dataset,  # pyright: ignore[reportArgumentType]
             eval_dataset=list(eval_dataset) if eval_dataset else None,  # pyright: ignore[reportArgumentType]
             processing_class=processing_class,
             callbacks=[*(callbacks or []), Hooks(self), RevisionTables(self)],
@@ -154,6 +157,13 @@ class DistillTrainer(HubTrainer):
         self._counts = cache(lambda: Counts(*ranks.total(count(rows))))
         self._step = Accumulation(self._trained(), self._collate)
         return [self._collate(part) for part in split_by_length(rows, len(window[0]))], self._counts
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The engine's; a stream is shuffled already."""
+        data = self.train_dataset if train_dataset is None else train_dataset
+        return (
+            SequentialSampler(data) if isinstance(data, Stream) else super()._get_train_sampler(train_dataset)
+        )
 
     def _collate(self, rows: Sequence[Row]) -> Batch:
         pad = self.tokenizer.pad_token_id

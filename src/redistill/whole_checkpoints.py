@@ -19,6 +19,7 @@ from redistill.clip_optimizer import ClipOptimizer
 from redistill.objective import Objective
 from redistill.rollout import RolloutState
 from redistill.runlog import RunLog
+from redistill.stream import Stream
 from redistill.wrapped import is_sharded, local, part_of, whole_of, whole_weights
 
 
@@ -79,7 +80,15 @@ class WholeCheckpoints(Trainer):
                 checkpoint.clear_unfinished(run)
 
     def _move_in(self, written: Path, run: Path) -> str | None:
-        checkpoint.save_state(written, self.objective, self.clip_optimizer, self.rollout_state)
+        data, args = self.train_dataset, self.args
+        trained_on = (
+            self.state.global_step
+            * args.gradient_accumulation_steps
+            * args.train_batch_size
+            * args.world_size
+        )
+        mark = data.mark(trained_on) if isinstance(data, Stream) else None
+        checkpoint.save_state(written, self.objective, self.clip_optimizer, self.rollout_state, mark)
         checkpoint.finish(written, run, self.state)
         best = self.state.best_model_checkpoint
         # None goes while steps fail: the weights that are saved then may be what is wrong.
@@ -99,7 +108,9 @@ class WholeCheckpoints(Trainer):
             _load_weights(folder, self.model, in_engine=self.zero_engine is not None)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        checkpoint.load_state(folder, self.objective, self.clip_optimizer, self.rollout_state)
+        mark = checkpoint.load_state(folder, self.objective, self.clip_optimizer, self.rollout_state)
+        if mark is not None and isinstance(self.train_dataset, Stream):
+            self.train_dataset.go_on(mark)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The student as a plain model folder."""

@@ -16,8 +16,8 @@ from redistill.config import Config, ConfigError, load_config
 from redistill.config_faults import faults, listed
 from redistill.measure import Request, load_sets
 from redistill.methods import Method, find_method, read_methods
-from redistill.prepare import heldout_of
 from redistill.settings import Count, DType, Index, Positive, Settings, Text
+from redistill.splits import heldout_of
 from redistill.yaml_lines import YamlError, read_yaml
 
 Seeds = Annotated[tuple[Index, ...], Field(strict=False, min_length=1)]

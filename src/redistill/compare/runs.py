@@ -26,8 +26,9 @@ from redistill.compare.search import Found, Point
 from redistill.config import Config
 from redistill.measure import Request
 from redistill.models import load_tokenizer
-from redistill.prepare import load_split, load_student, load_teacher
+from redistill.prepare import load_student, load_teacher
 from redistill.runlog import read, write_whole
+from redistill.splits import load_training
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def start_of(config: Config, output: Path) -> str:
     folder = output / "start"
     if not (folder / "config.json").is_file():
         tokenizer = load_tokenizer(config.teacher.model_name_or_path, config.teacher.model_revision)
-        samples = load_split(
-            config, tokenizer, config.data.path, config.data.split, config.data.limit
-        ).samples
+        samples = load_training(config, tokenizer).samples
         teacher = load_teacher(config, "cpu")
         whole = config.student.model_copy(update={"lora": None})
         student = load_student(

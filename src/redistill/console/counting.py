@@ -52,8 +52,9 @@ class CountDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """`what` is being done now; `done` of `total` prompts are."""
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """`what` is being done now; `done` of `total` prompts are, of nobody knows how many with None."""
+        count = str(done) if total is None else f"{done}/{total}"
         if self._first is None:
             self._first, self._started = done, self._clock()
         if self._bar is not None and self._task is not None:
@@ -62,17 +63,19 @@ class CountDisplay:
                 description=f"{self._title}: {what}",
                 completed=done,
                 total=total,
-                count=f"{done}/{total}",
+                count=count,
                 left=self._left(done, total),
             )
-        elif self._bar is None and (what != self._said or done >= self._printed + self._every * total):
+        elif self._bar is None and (
+            what != self._said or done >= self._printed + self._every * (total or 4000)
+        ):
             self._printed, self._said = done, what
-            parts = (f"{self._title}: {what}", f"{done}/{total}", self._left(done, total))
+            parts = (f"{self._title}: {what}", count, self._left(done, total))
             line = "  ".join(part for part in parts if part)
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _left(self, done: int, total: int) -> str:
-        if self._first is None or done <= self._first or done >= total:
+    def _left(self, done: int, total: int | None) -> str:
+        if self._first is None or total is None or done <= self._first or done >= total:
             return ""
         seconds = (self._clock() - self._started) / (done - self._first) * (total - done)
         minutes, seconds = divmod(round(seconds), 60)

@@ -21,6 +21,7 @@ from redistill.prepare import Prepared, prepare
 from redistill.run import Outcome, train
 from redistill.runlog import read
 from redistill.sample import Edit, Sample
+from redistill.splits import load_split
 
 HERE = Path(__file__).parent
 REVISIONS_SHOWN = 3
@@ -61,7 +62,8 @@ def _show(
     console.print(
         Text(f"{outcome.step} steps, {seconds / 60:.1f} minutes, {peak_memory_bytes() / 1e9:.1f} GB")
     )
-    asked = zip(prepared.train.samples, prepared.train.questions, strict=True)
+    train = load_split(config, prepared.tokenizer, config.data.path, config.data.split, config.data.limit)
+    asked = zip(train.samples, train.questions, strict=True)
     questions = {sample.prompt: text for sample, text in asked}
     records = list(read(folder / "revisions.jsonl"))
     if records:
