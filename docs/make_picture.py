@@ -18,8 +18,8 @@ from redistill.console import evaluation_table, marked_from_sample, show_revisio
 from redistill.data import load_examples
 from redistill.demo.pipeline import HERE, sample_of, telling_revisions
 from redistill.evaluation.score import EvaluationRow
-from redistill.splits import question
 from redistill.runlog import read
+from redistill.splits import question
 
 
 def main(run: Path) -> None:

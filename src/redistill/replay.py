@@ -3,52 +3,87 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
+from redistill.config import Config
 from redistill.sample import Edit, Sample
+
+# The fields of a sample in their order, numbers as arrays.
+_Packed = tuple[Any, ...]
+# Bytes, generously: a tuple, four arrays, the flags and the source's text; and an edit with its numbers.
+_AROUND, _EDIT = 1000, 320
 
 
 class ReplayBuffer:
-    """First in, first out: keeps the last `capacity` student answers (revised, where SCRG revised them)."""
+    """First in, first out: keeps the last `capacity` student answers (revised, where SCRG revised them).
+
+    They lie packed, and of what was edited only where and what: `most_bytes` bounds it.
+    """
 
     def __init__(self, capacity: int):
-        self._samples: deque[Sample] = deque(maxlen=capacity)
+        self._kept: deque[_Packed] = deque(maxlen=capacity)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._kept)
 
     def push(self, samples: Sequence[Sample]) -> None:
         """Keep `samples`, the oldest ones falling out past the capacity."""
-        self._samples.extend(samples)
+        self._kept.extend(map(_packed, samples))
 
     def draw(self, count: int, generator: torch.Generator) -> list[Sample]:
         """`count` different kept samples (all, in random order, if fewer are kept)."""
-        order = torch.randperm(len(self._samples), generator=generator)[:count].tolist()
-        return [self._samples[place] for place in order]
+        order = torch.randperm(len(self._kept), generator=generator)[:count].tolist()
+        return [_unpacked(self._kept[place]) for place in order]
 
     def state(self) -> list[dict[str, Any]]:
         """Plain lists and numbers, for a checkpoint."""
-        return [asdict(sample) for sample in self._samples]
+        return [asdict(_unpacked(each)) for each in self._kept]
 
     def load(self, state: Sequence[dict[str, Any]]) -> None:
         """Put back what `state` returned."""
-        self._samples.clear()
-        self._samples.extend(_sample(record) for record in state)
+        self._kept.clear()
+        self.push([_sample(record) for record in state])
+
+
+def _packed(sample: Sample) -> _Packed:
+    """At 4 bytes an id, and not up to 36."""
+    edits = tuple(replace(edit, before=(), kl_tokens=()) for edit in sample.edits)
+    values = (getattr(replace(sample, edits=edits), field.name) for field in fields(Sample))
+    return tuple(map(_array, values))
+
+
+def _array(value: Any) -> Any:
+    if not isinstance(value, tuple) or not value or not isinstance(value[0], int | float):
+        return value
+    return array("i" if isinstance(value[0], int) else "d", value)
+
+
+def _unpacked(kept: _Packed) -> Sample:
+    values: list[Any] = [tuple(value) if isinstance(value, array) else value for value in kept]
+    return Sample(*values)
+
+
+def most_bytes(config: Config) -> int:
+    """The most that a full buffer holds under a recipe's settings: 4 bytes an id, 16 more per token of an answer with
+    the policy gradient, and what Python needs around a sample, a correction and a name."""
+    rollout, answer = config.rollout, config.rollout.max_completion_length
+    prompts = config.data.max_prompt_length
+    prompts += config.data.max_teacher_prompt_length or prompts
+    numbers = 4 * (prompts + answer) + 16 * answer * (config.objective.policy.weight > 0)
+    around = _AROUND + _EDIT * config.revision.rounds + 4 * len(config.data.path)
+    return rollout.replay_capacity * (numbers + around)
 
 
 def _sample(record: dict[str, Any]) -> Sample:
-    edits = tuple(
-        Edit(**{**edit, "before": tuple(edit["before"]), "kl_tokens": tuple(edit.get("kl_tokens", ()))})
-        for edit in record["edits"]
-    )
-    names = ("prompt", "response", "behaviour", "advantages", "teacher_prompt")
-    rows = {name: tuple(record.get(name, ())) for name in names}
-    return Sample(**{**record, **rows, "edits": edits})
+    edits = tuple(Edit(**{**edit, "before": (), "kl_tokens": ()}) for edit in record["edits"])
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    return Sample(**{**values, "edits": edits})
 
 
 @dataclass

@@ -212,7 +212,8 @@ class RolloutSettings(Settings):
     replay_schedule: Literal["constant", "rising"] = "constant"
     """constant: `replay_ratio` throughout; rising: from 0 to it in step with the run (DistiLLM)."""
     replay_capacity: Count = 1000
-    """Answers kept in the buffer, the oldest falling out. DistiLLM's 1000."""
+    """Answers kept in the buffer, the oldest falling out; `redistill estimate` says what memory they take. DistiLLM's
+    1000."""
     max_completion_length: Count = 256
     """Longest response, in tokens, end of text included. MiniLLM's 512 less a prompt of 256."""
     temperature: NotNegative = 1.0

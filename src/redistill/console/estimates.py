@@ -63,6 +63,10 @@ def estimate_text(estimate: Estimate) -> str:
     ]
     if machine.memory is not None:
         lines += _verdict(estimate, machine.memory)
+    if estimate.replay:
+        lines.append(
+            f"A full replay buffer holds at most {estimate.replay / 2**20:,.1f} MiB of the host's memory."
+        )
     if estimate.floor is not None and estimate.rate is not None:
         lines.append(
             f"At {estimate.rate / 1e12:,.3g} TFLOP/s its matrix products take {_seconds(estimate.floor)} a step; "

@@ -11,6 +11,7 @@ from redistill.estimate.depth import Phase, Walk
 from redistill.estimate.machine import SHARDINGS, TEACHER_SAVERS, Machine, Sharding, Walks, peak
 from redistill.estimate.savers import SAVERS, Overrides, Saver, levels, with_settings
 from redistill.estimate.weightless import read_configs
+from redistill.replay import most_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Suggestion:
 @dataclass(frozen=True)
 class Estimate:
     """A recipe on a machine, all of it for one process. savers: each alone. suggestion: None where it fits, or where
-    the memory is not known. rate: operations per second of a matrix product, None if not known."""
+    the memory is not known. rate: operations per second of a matrix product, None if not known.
+    replay: bytes of a full replay buffer, in the host's memory whatever the device."""
 
     machine: Machine
     walk: Walk
@@ -48,6 +50,7 @@ class Estimate:
     savers: tuple[Switched, ...]
     suggestion: Suggestion | None
     rate: float | None
+    replay: int = 0
 
     @property
     def peak(self) -> int:
@@ -80,6 +83,7 @@ class Estimate:
             "trained_parameters": self.walk.student.trained,
             "teacher_parameters": self.walk.teacher.parameters,
             **_lines(self.phases),
+            "replay_bytes": self.replay,
             "fits": self.fits,
             "flops": self.flops,
             "matmul_flops_per_second": self.rate,
@@ -120,6 +124,7 @@ def estimate(config: Config, machine: Machine, rate: float | None = None, savers
         tuple(_each_alone(config, walks)) if savers else (),
         suggest(config, walks) if too_much else None,
         rate,
+        most_bytes(config),
     )
 
 
