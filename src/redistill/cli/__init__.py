@@ -96,7 +96,9 @@ def main() -> None:
         app()
     except ValueError as problem:
         _fail(str(problem), 2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if not _interrupted(end):
+            raise
         _fail("stopped; what was saved before goes on with the same command", 130)
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -107,6 +109,11 @@ def main() -> None:
         if type(problem).__name__ not in ("NotFinite", "OutOfMemory", "LostRank"):
             raise
         _fail(str(problem), 1)
+
+
+def _interrupted(end: BaseException | None) -> bool:
+    """Whether it comes from Ctrl-C, of which typer makes an exit without a word."""
+    return end is not None and (isinstance(end, KeyboardInterrupt) or _interrupted(end.__context__))
 
 
 def _plain(text: str) -> str:
