@@ -1,4 +1,7 @@
-"""The command line as a user runs it: a process of its own, a tiny model made on the spot, real files."""
+"""The command line as a user runs it: a process of its own, a tiny model made on the spot, real files.
+
+Most of the processes are forks of one that has imported torch, which takes a new one as long as all the rest.
+"""
 
 import json
 import os
@@ -6,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from forks import STREAMS, Lives
 from tiny import save_tiny
 
 COMMAND = [sys.executable, "-m", "redistill"]
@@ -27,10 +32,15 @@ RECORDS = [
 ]
 
 
+@cache
+def lives():
+    return Lives().__enter__()  # its end is this process's
+
+
 def redistill(*args, cwd, check=True):
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)], cwd=cwd, capture_output=True, text=True, check=False, timeout=300
-    )
+    life = lives().start(args, Path(cwd))
+    code = life.wait(300)
+    done = subprocess.CompletedProcess(args, code, *map(life.text, STREAMS))
     assert not check or done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     return done

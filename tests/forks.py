@@ -18,16 +18,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+STREAMS = "stdout", "stderr"
+
 
 class Life:
-    """One process: `redistill` with its arguments, its output in a file."""
+    """One process: `redistill` with its arguments, its output in files."""
 
-    def __init__(self, pid: int, log: Path, pipe: IO[str]):
-        self.pid, self._log, self._pipe = pid, log, pipe
+    def __init__(self, pid: int, folder: Path, pipe: IO[str]):
+        self.pid, self._folder, self._pipe = pid, folder, pipe
         self._code: int | None = None
 
     def said(self) -> str:
-        return self._log.read_text(errors="replace")
+        return "".join(map(self.text, STREAMS))
+
+    def text(self, stream: str) -> str:
+        """What it wrote to "stdout" or "stderr"."""
+        return (self._folder / f".{stream}.txt").read_text(encoding="utf-8", errors="replace")
 
     def ended(self, seconds: float = 0.0) -> bool:
         """Whether it is over, or is within so many seconds."""
@@ -91,26 +97,26 @@ class Lives:
 
     def start(self, args: Sequence[Any], folder: Path, *, first: str = "") -> Life:
         """`redistill ARGS` in `folder`. first: code that the process runs before."""
-        log = folder / "said.txt"
-        asked = {"args": list(map(str, args)), "folder": str(folder), "log": str(log), "first": first}
+        asked = {"args": list(map(str, args)), "folder": str(folder), "first": first}
         self._in.write(json.dumps(asked) + "\n")
-        return Life(int(self._out.readline()), log, self._out)
+        return Life(int(self._out.readline()), folder, self._out)
 
 
 def _live(asked: dict[str, Any]) -> int:
     """In the child: what the console script does."""
     from redistill.cli import main
 
-    log = os.open(asked["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(asked["folder"])
+    for number, stream in enumerate(STREAMS, start=1):
+        os.dup2(os.open(f".{stream}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = ["redistill", *asked["args"]]
     try:
         exec(asked["first"], {})
         main()
     except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except BaseException:
         import traceback
