@@ -6,6 +6,7 @@ integers, and only `batch.py` pads.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -105,11 +106,25 @@ class _Ragged:
         return len(self._ends) - 1
 
 
-class SampleTable(Sequence[Sample]):
-    """Samples of a data set, which have prompts, response and source alone, at 4 bytes an id (in a tuple: up to 36).
+class Samples(Sequence[Sample]):
+    """Samples that are made when they are asked for, by `sample_at`."""
 
-    Each is made anew when it is asked for.
-    """
+    @abstractmethod
+    def sample_at(self, place: int) -> Sample:
+        """The one at a place."""
+
+    @overload
+    def __getitem__(self, place: int) -> Sample: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
+        if isinstance(place, slice):
+            return tuple(self.sample_at(each) for each in range(*place.indices(len(self))))
+        return self.sample_at(place)
+
+
+class SampleTable(Samples):
+    """Those of a data set, which have prompts, response and source alone, at 4 bytes an id (in a tuple: up to 36)."""
 
     def __init__(self, samples: Iterable[Sample] = ()):
         self._prompts, self._responses, self._sources = _Ragged("i"), _Ragged("i"), _Ragged("B")
@@ -129,13 +144,8 @@ class SampleTable(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._prompts)
 
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
-        if isinstance(place, slice):
-            return tuple(self[each] for each in range(*place.indices(len(self))))
+    def sample_at(self, place: int) -> Sample:
+        """See `Samples`; from the end on if it is negative. Errors: IndexError."""
         if not -len(self) <= place < len(self):
             raise IndexError(place)
         number = place % len(self)

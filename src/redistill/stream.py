@@ -10,14 +10,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from redistill.config import Config
 from redistill.data import DataError, Place, Row, rows_from
 from redistill.records import TEACHER_PROMPT, Problem, to_example
-from redistill.sample import Example, Sample, SampleTable
+from redistill.sample import Example, Sample, Samples, SampleTable
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Mark:
     place: Mapping[str, Any] | None = None
 
 
-class Stream(Sequence[Sample]):
+class Stream(Samples):
     """The samples of a run, in the order in which they are trained on: `stream[0]`, `stream[1]`, .., without end.
 
     Records are read in blocks of `buffer` and shuffled within their block, anew in every epoch. Going on is cheap;
@@ -81,13 +81,8 @@ class Stream(Sequence[Sample]):
     def __len__(self) -> int:
         return ENDLESS
 
-    @overload
-    def __getitem__(self, place: int) -> Sample: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, place: int | slice) -> Sample | tuple[Sample, ...]:
-        if isinstance(place, slice):
-            return tuple(self[each] for each in range(*place.indices(len(self))))
+    def sample_at(self, place: int) -> Sample:
+        """See `Samples`."""
         self._reach(place)
         return self._block[place - self._at.first]
 
