@@ -37,6 +37,15 @@ def launch(*arguments):
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def run_in_two(root, asked):
+    """Runs in two processes, as `ranks_child.py` reads them; gives the folder that they lie in."""
+    asked = [{**each, "folder": str(root / each["folder"])} for each in asked]
+    process = launch(HERE / "ranks_child.py", json.dumps(asked))
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said[-6000:]
+    return root
+
+
 # A number that is drawn within rounding of the next token ends the likeness: with the seed 3 one of these does.
 OTHER = {"seed": 5}
 MEASURED = {"batch": 4, "steps": 1}
@@ -100,12 +109,7 @@ def runs(tmp_path_factory):
         {"folder": "hollow", "recipe": hollow | {"training": no_eval}, "holes": True},
         {"folder": "hollow-fsdp2", "recipe": hollow | sharded, "holes": True},
     ]
-    for each in asked:
-        each["folder"] = str(root / each["folder"])
-    process = launch(HERE / "ranks_child.py", json.dumps(asked))
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 0, said[-4000:]
-    return root
+    return run_in_two(root, asked)
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,15 @@
 """DeepSpeed's ZeRO-2 and ZeRO-3 in two processes over gloo: the loss curve, the checkpoint and the student of one."""
 
-import json
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_ranks import OTHER, alone, assert_same_files, launch
+from test_ranks import OTHER, alone, assert_same_files, run_in_two
 from test_trainer import assert_same_curve, curve
 
 from redistill.checkpoint import latest
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
@@ -50,12 +47,7 @@ def runs(tmp_path_factory):
         {"folder": "zero2-spoilt", "recipe": under_zero(2, FOUR | {"steps": 2}), "spoil_at": 1},
         {"folder": "zero3-spoilt", "recipe": under_zero(3, FOUR | {"steps": 2}), "spoil_at": 2},
     ]
-    for each in todo:
-        each["folder"] = str(root / each["folder"])
-    process = launch(HERE / "ranks_child.py", json.dumps(todo))
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said[-6000:]
-    return root
+    return run_in_two(root, todo)
 
 
 @pytest.mark.parametrize(
