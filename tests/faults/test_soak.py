@@ -26,13 +26,18 @@ def test_a_long_run_stays_as_it_was(place, lives, tell):
         time.sleep(0.05)
         try:
             now, usage = log.read_bytes().count(b"\n") if log.exists() else 0, used(life.pid)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if now > step:
-            step = now
-            seen.append((step, *usage))
+            if now == step:
+                continue
             files = [path for path in run.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
-            sizes.append((len(files), sum(path.stat().st_size for path in files if path.exists())))
+            size = sum(path.stat().st_size for path in files)
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+        ):  # it ends, or moves a checkpoint while it is looked at
+            continue
+        step = now
+        seen.append((step, *usage))
+        sizes.append((len(files), size))
     assert life.wait() == 0, life.said()
     training = [each for each in seen if steps * 0.1 < each[0] < steps]
     early = [each for each in training if each[0] <= steps * 0.3]
