@@ -18,6 +18,7 @@ ORDER = [
     "ranks",
     "zero",
     "wrapped",
+    "prepacked",
     "versions",
     "markdown",
     "sample",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill.cache import make_room
+from redistill.prepacked import prepacked
 from redistill.sampling import Sampling, mixed_logits, sample
 
 
@@ -116,8 +117,7 @@ def generate(
         (1 - a) * model + a * partner (MiniLLM's teacher-mixed sampling); `sampling` acts on that mixture.
     The model is in evaluation mode meanwhile, keeps its key/value cache even where gradient checkpointing is
     on, and is left as it was found. No gradients.
-    Errors: ValueError for an empty prompt, for limits of another number than prompts, for a batch size under
-    1 and for a model that returns no cache.
+    Errors: those of `in_batches`, and ValueError for a model that returns no cache.
     """
     if uniforms is None:
         uniforms = draw_uniforms(len(prompts), max([0, *limits]), sampling, generator)
@@ -134,7 +134,8 @@ def generate(
             partner=partner,
         )
 
-    with answering(model), answering(partner[0] if partner else model):
+    other = partner[0] if partner else model
+    with answering(model), answering(other), prepacked(model, other):
         return in_batches(prompts, limits, batch_size, answer)
 
 
@@ -166,8 +167,7 @@ def draw_uniforms(rows: int, steps: int, sampling: Sampling, generator: torch.Ge
     """The random numbers of `rows` answers of at most `steps` tokens; none are drawn when greedy."""
     if sampling.temperature == 0:
         return torch.zeros(rows, steps)
-    on = "cpu" if generator is None else generator.device
-    return torch.rand(rows, steps, generator=generator, device=on)
+    return torch.rand(rows, steps, generator=generator, device=generator.device if generator else "cpu")
 
 
 def _generate_batch(

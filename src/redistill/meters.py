@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 REST = "rest"
@@ -103,7 +104,14 @@ def _counter() -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     known = counter.flop_registry
     known |= {_aten(unknown): known[_aten(same)] for unknown, same in _SAME_WORK.items()}
+    if torch.backends.mkldnn.is_available():
+        known[torch.ops.mkldnn._linear_pointwise] = _linear_flops
     return counter
+
+
+def _linear_flops(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Of `prepacked.py`'s layers, whose weights the counter does not take for tensors of its own."""
+    return 2 * x.numel() * len(weight)
 
 
 def _aten(name: str) -> object:

@@ -20,6 +20,7 @@ from redistill.generate import draw_uniforms
 from redistill.in_step import readable
 from redistill.out_of_memory import Halving
 from redistill.policy import with_advantages
+from redistill.prepacked import prepacked
 from redistill.replay import ReplayBuffer, ShareSchedule
 from redistill.revision import revise_samples
 from redistill.sample import Sample
@@ -113,7 +114,8 @@ def sequence_level(
     replayed = [replace(s, origin="replay") for s in state.buffer.draw(len(replay_places), generator)]
     fresh_places = [place for place in places if place not in set(replay_places)]
 
-    with readable(*((pair.student, pair.teacher.model) if places else ()), gather=rollout.gather):
+    models = (pair.student, pair.teacher.model) if places else ()
+    with readable(*models, gather=rollout.gather), prepacked(*models[:1]):
         with clock.phase("rollout"):
             if pair.writer and places:
                 pair.writer.sync()

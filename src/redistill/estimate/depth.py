@@ -20,7 +20,8 @@ PHASES = (
 )  # fmt: skip
 """In the order of a run. The four from "student reads" are what the clock calls "loss"."""
 
-OF_TEACHER = ("teacher", "teacher's cache")
+OF_TEACHER = ("teacher", "teacher's cache", "teacher's prepacked")
+_SHOWN = {"teacher's cache": "cache", "prepacked": "activations", "teacher's prepacked": "activations"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _phase(name: str, account: Account) -> Phase:
     parts = max(account.stretches, key=lambda each: sum(each.values()))
     joined = Counter[str]()
     for part, size in parts.items():
-        joined["cache" if part == "teacher's cache" else part] += size
+        joined[_SHOWN.get(part, part)] += size
     return Phase(name, dict(joined), account.flops.total())
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from redistill.batch import Counts
 from redistill.config import ObjectiveSettings
@@ -14,6 +16,7 @@ from redistill.estimate.ledger import Ledger
 from redistill.losses.chunked import Part
 from redistill.models import Head
 from redistill.objective import Objective, Written
+from redistill.prepacked import computed
 from redistill.teachers.signal import TopK
 
 _ROWS = 4
@@ -49,6 +52,24 @@ def narrowed(heads: Sequence[Head], training: Mapping[str, Any]) -> int:
         return 0
     weights: list[Any] = [head.module.weight for head in heads]
     return sum(2 * heads[0].vocabulary * each.shape[1] for each in weights if each.dtype == torch.float32)
+
+
+@contextmanager
+def laid_out(ledger: Ledger, models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, the copies of each model's weights that `prepacked` makes, by part; it needs numbers to make them."""
+    held: list[Tensor] = []
+    for part, model in models.items():
+        with ledger.noting(part):
+            weights = [each.weight for each in model.modules() if isinstance(each, nn.Linear)]
+            held += [torch.empty_like(each, dtype=computed(each)) for each in weights]
+    yield
+    del held
+
+
+def holding_layers(cache: Any) -> list[Any]:
+    """The layers of a cache that hold keys and values of every token, or of a window."""
+    layers = [] if cache is None else cache.layers
+    return [each for each in layers if isinstance(each, DynamicLayer) and each.is_initialized]
 
 
 class SizedObjective(Objective):

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.cache_utils import DynamicLayer
 
 from redistill.batch import Batch, Counts, Row, collate, count
 from redistill.cache import make_room
 from redistill.config import Config
 from redistill.estimate.engine import autocast_of, checkpoint_layers, optimizer_of
 from redistill.estimate.ledger import Account, Ledger
-from redistill.estimate.stand_in import SizedObjective, loss_needs, narrowed
+from redistill.estimate.stand_in import SizedObjective, holding_layers, laid_out, loss_needs, narrowed
 from redistill.estimate.weightless import (
     Configs,
     brought_to_cpu,
@@ -79,8 +78,9 @@ class Walker:
             self._measuring(self.teacher)
             kept = self._optimizer(*optimizer)
             if self.writes:
-                kept = kept, self._rollout()
-                self._scoring()
+                with autocast_of(config.training), self._prepacked(self.student):
+                    kept = kept, self._rollout()
+                    self._scoring()
             self._loss(needs)
             self._drop_gradients()
             with self.ledger.phase("saving"):
@@ -101,26 +101,25 @@ class Walker:
             return []
         models = [self.student, *([self.teacher] if rollout.teacher_mix else [])]
         rows = rollout.batch_size if engine == "static" else self.rows
-        with self.ledger.phase("rollout", self.batches), autocast_of(self.config.training):
+        with self.ledger.phase("rollout", self.batches), self._prepacked(*models[1:]):
             states = self._write(models, rows, rollout.max_completion_length, rollout.teacher_mix)
         return states if engine == "static" else []
 
     def _scoring(self) -> None:
         """SCRG, which writes on from what was read; and the reading for the policy gradient."""
         rounds = self.batches * self.config.revision.rounds
-        with autocast_of(self.config.training):
-            if rounds:
-                self.ledger.begin()
-                scorer = self._score(self.rows, self.config.rollout.engine == "loop", again=rounds > 1)
-                self.ledger.end("scoring", rounds)
-                state = scorer.own.lend(last=rounds == 1)
-                if state is not None:
-                    self._write_on(state)
-                    self.ledger.end("revision", rounds)
-                del scorer, state
-            if self.config.objective.policy.weight:
-                with self.ledger.phase("policy", self.batches):
-                    self._score(self.rows)
+        if rounds:
+            self.ledger.begin()
+            scorer = self._score(self.rows, self.config.rollout.engine == "loop", again=rounds > 1)
+            self.ledger.end("scoring", rounds)
+            state = scorer.own.lend(last=rounds == 1)
+            if state is not None:
+                self._write_on(state)
+                self.ledger.end("revision", rounds)
+            del scorer, state
+        if self.config.objective.policy.weight:
+            with self.ledger.phase("policy", self.batches):
+                self._score(self.rows)
 
     def _loss(self, needs: tuple[int, int]) -> None:
         """The last of a step's micro-batches, which finds the gradients of those before it."""
@@ -161,10 +160,10 @@ class Walker:
         """The answers that a model writes before training, or after it."""
         settings, rollout = self.config.evaluation, self.config.rollout
         if "evaluation" in self.config.model_fields_set:
-            with self.ledger.phase("measuring", 0):
+            with self.ledger.phase("measuring", 0), self._prepacked(model):
                 self._write([model], settings.batch_size, settings.max_new_tokens)
         if self.config.data.responses == "teacher" and model is self.teacher:
-            with self.ledger.phase("measuring", 0):
+            with self.ledger.phase("measuring", 0), self._prepacked(model):
                 self._write([model], rollout.batch_size, rollout.max_completion_length)
 
     # What they are made of
@@ -183,6 +182,10 @@ class Walker:
             states = [self._grown(state, answer - 2) for state in states]
             self._next_token(models, states, share, times=answer - 1)
         return states
+
+    def _prepacked(self, *models: nn.Module) -> AbstractContextManager[None]:
+        found = {("" if each is self.student else "teacher's ") + "prepacked": each for each in models}
+        return laid_out(self.ledger, found if self.device == "cpu" else {})
 
     def _write_on(self, state: Decoding) -> None:
         """Behind what was read and as much again as fits into the room that it is then given."""
@@ -211,7 +214,7 @@ class Walker:
         if by <= 0:
             return state
         with self.ledger.noting("cache"):
-            for layer in _holding_layers(state.cache):
+            for layer in holding_layers(state.cache):
                 rows, heads, _, width = layer.keys.shape
                 keys = layer.keys.new_empty(rows, heads, by, width)
                 layer.update(keys, keys)
@@ -278,7 +281,7 @@ class Walker:
     def _has_read(self, who: str, _module: Any, _ids: Any, output: Any) -> None:
         self.ledger.who = "student"
         part = "cache" if who == "student" else "teacher's cache"
-        for layer in _holding_layers(output.get("past_key_values")):
+        for layer in holding_layers(output.get("past_key_values")):
             self.ledger.move([layer.keys, layer.values], part)
         if self._reading:
             self.ledger.end(f"{who} reads", self.micro)
@@ -292,9 +295,3 @@ class Walker:
     def _accumulated(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         self.ledger.move([parameter.grad], "gradients")
-
-
-def _holding_layers(cache: Any) -> list[Any]:
-    """The layers of a cache that hold keys and values of every token, or of a window."""
-    layers = [] if cache is None else cache.layers
-    return [each for each in layers if isinstance(each, DynamicLayer) and each.is_initialized]
