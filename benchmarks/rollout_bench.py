@@ -15,8 +15,8 @@ How time grows, by doubling, everything to the limit. Theory expects:
   the machine's operations per byte.
 - response length: 2. Each token costs the same, but for reading a longer cache (a little above) and the prompt,
   which is read once (a little below).
-- rounds of SCRG: at most 2. Every round reads whole answers with both models, and writes on from a later place
-  than the round before.
+- rounds of SCRG: at most 2. A round after the first reads what has changed with both models, and writes on from a
+  later place than the round before.
 
 PROMPTS: lines with `prompt`, read as they are. The last line is JSON with the ratios. `--append FILE` adds the
 tables to a Markdown file; `--device cuda` runs the same on a GPU.
@@ -39,10 +39,12 @@ from transformers import PreTrainedModel
 
 from redistill.generate import answering, draw_uniforms, generate, go_on, select_rows
 from redistill.models import end_of_text_ids, load_model, load_tokenizer, shared_vocabulary
+from redistill.packing import packs
+from redistill.prepacked import prepacked
 from redistill.revision import find_error, revise_samples
 from redistill.sample import Sample
 from redistill.sampling import Sampling
-from redistill.scoring import position_uniforms, scored
+from redistill.scoring import Score, Scorer, position_uniforms
 
 HOW = {
     "temperature 1": Sampling(1.0),
@@ -151,11 +153,10 @@ class Corrected:
     uniforms: torch.Tensor
 
 
-def corrected(case: Case, samples: list[Sample], rows: list[int], scores: list) -> Corrected:
-    """Those of a batch that are written on: `rows` are its samples, in its order."""
+def corrected(case: Case, samples: list[Sample], scores: list[Score]) -> Corrected:
+    """Those of the samples that are written on."""
     kept, prefixes, limits = [], [], []
-    for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
-        sample = samples[row]
+    for place, (sample, score) in enumerate(zip(samples, scores, strict=True)):
         error = find_error(score, sample.response, 0)
         if error is None or error + 1 >= case.new_tokens:
             continue
@@ -169,22 +170,24 @@ def corrected(case: Case, samples: list[Sample], rows: list[int], scores: list) 
 def second_writing(case: Case, samples: list[Sample]) -> dict[str, float]:
     """Seconds of writing, of scoring, and of both ways to write on behind the corrections."""
     how, generator = HOW["temperature 1"], torch.Generator().manual_seed(0)
-    uniforms = position_uniforms(samples, how, generator)
-    batches: list = []
+    packed = packs(case.student, case.vocabulary) and packs(case.teacher, case.vocabulary)
+    scorer = Scorer(case.student, case.teacher, case.vocabulary, how, packed=packed, keep=True)
+    rows, start, uniforms = (
+        range(len(samples)),
+        [0] * len(samples),
+        position_uniforms(samples, how, generator),
+    )
+    scores: list[Score] = []
     found = {"first writing": timed(lambda: ours(case, how, 0))}
     found["scoring with both models"] = timed(
-        lambda: batches.extend(
-            scored(
-                case.student, case.teacher, samples, case.vocabulary, how, uniforms, len(samples), keep=True
-            )
-        )
+        lambda: scores.extend(scorer.score(samples, rows, start, uniforms))
     )
-    ((rows, scores, state),) = batches
+    state = scorer.own.lend(last=True)
     if state is None:
         raise ValueError(
             f"{type(case.student).__name__}'s cache cannot be cut: SCRG reads prefixes anew with it."
         )
-    fixed, device = corrected(case, samples, rows, scores), state.position.device
+    fixed, device = corrected(case, samples, scores), state.position.device
     if not fixed.rows:
         raise ValueError("the teacher corrects none of the answers: take other prompts or models.")
     writing = {"sampling": how, "eos": case.eos, "vocabulary": case.vocabulary}
@@ -224,7 +227,7 @@ def scrg_table(case: Case, samples: list[Sample], repeat: int) -> tuple[list[str
 def scaling_table(case: Case, samples: list[Sample], repeat: int) -> tuple[list[str], dict[str, list[float]]]:
     """Three sizes of each, one twice the other, up to the sizes of the run; SCRG with 1, 2 and 4 rounds."""
     how, count, length = HOW["temperature 1"], len(case.prompts), case.new_tokens
-    parts = [1, 2, 4]
+    parts, packed = [1, 2, 4], packs(case.student, case.vocabulary) and packs(case.teacher, case.vocabulary)
     batches, lengths = [[max(1, whole * part // 4) for part in parts] for whole in (count, length)]
 
     def write(rows: int, tokens: int) -> Callable[[], object]:
@@ -235,7 +238,7 @@ def scaling_table(case: Case, samples: list[Sample], repeat: int) -> tuple[list[
         return lambda: revise_samples(
             case.student, case.teacher, samples, rounds=rounds, teacher_token="sample", sampling=how, eos=case.eos,
             generator=torch.Generator().manual_seed(0), vocabulary=case.vocabulary, batch_size=count,
-            max_completion_length=length,
+            max_completion_length=length, packed=packed,
         )  # fmt: skip
 
     works = {
@@ -289,10 +292,11 @@ def main() -> None:
     case = replace(case, eos=frozenset())
     answers = ours(case, HOW["temperature 1"], 0)
     samples = [Sample(prompt, answer) for prompt, answer in zip(case.prompts, answers, strict=True)]
-    more, scrg = scrg_table(case, samples, args.repeat)
-    lines += more
-    more, growth = scaling_table(case, samples, args.repeat)
-    lines += more
+    with prepacked(case.student):  # as in a training step
+        more, scrg = scrg_table(case, samples, args.repeat)
+        lines += more
+        more, growth = scaling_table(case, samples, args.repeat)
+        lines += more
     print("\n".join(lines))
     if args.append:
         with args.append.open("a", encoding="utf-8") as file:
