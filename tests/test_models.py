@@ -203,6 +203,23 @@ def test_folders_load_in_the_type_asked_for(tmp_path):
     torch.testing.assert_close(model(ids, mask).logits, tiny_llama(layers=1, seed=1)(ids, mask).logits)
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_tied_layers_is_merged_into_that_one(target, tmp_path):
+    base, ids = tiny_llama(tied=True), torch.arange(8)[None]
+    base.save_pretrained(tmp_path / "base")
+    model = add_lora(load_model(tmp_path / "base"), LoraSettings(r=4, target_modules=("q_proj", target)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(7))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    load_model(tmp_path / "adapter").save_pretrained(tmp_path / "merged")
+    wanted = model(ids).logits
+    assert (wanted - base(ids).logits).abs().max() > 0.01
+    for folder in ("adapter", "merged"):
+        torch.testing.assert_close(load_model(tmp_path / folder)(ids).logits, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_saved_adapter_loads_merged_into_its_base(tmp_path):
     base = save_tiny(tmp_path).student
     model = add_lora(load_model(base), LoraSettings(r=2, target_modules=("q_proj", "down_proj")))

@@ -117,3 +117,16 @@ def test_merged_the_student_is_a_plain_model(recipe, trained, tmp_path):
     with pytest.raises(ValueError, match="set hub_strategy to end"):
         check_pushing(load_config(recipe, push + merge))
     check_pushing(load_config(recipe, [*push, *merge, "training.hub_strategy=end"]))
+
+
+def test_its_first_weights_are_the_seeds(recipe, tmp_path):
+    def drawn(seed: int, before: int) -> torch.Tensor:
+        torch.manual_seed(before)
+        config = in_folder(load_config(recipe, [f"training.seed={seed}"]), tmp_path)
+        student, mark = prepare(config).student, torch.rand(1)
+        torch.manual_seed(before)
+        assert torch.equal(torch.rand(1), mark), "nothing was taken from others' random numbers"
+        return torch.cat([each.flatten() for name, each in student.named_parameters() if "lora_A" in name])
+
+    assert torch.equal(drawn(3, before=0), drawn(3, before=1))
+    assert not torch.equal(drawn(3, before=0), drawn(4, before=0))

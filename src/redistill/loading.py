@@ -137,8 +137,22 @@ def _load_merged(
             "peft."
         )
     model = load_model(base, dtype=dtype, attn_implementation=attn_implementation, device=device)
-    merged: Any = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    wrapped = PeftModel.from_pretrained(model, str(folder))
+    _untie_adapted(model)
+    merged: Any = wrapped.merge_and_unload()
     return merged.eval()
+
+
+def _untie_adapted(model: PreTrainedModel) -> None:
+    """An adapter on one of two tied layers is its alone: merged into their weight, it would act on both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
+
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    plain: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    if plain != ends and plain[0].weight is plain[1].weight:
+        plain[1].weight = nn.Parameter(plain[0].weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
 
 
 def base_of_adapter(folder: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 
 from redistill.clock import Clock
@@ -186,5 +187,8 @@ def load_student(
     if student.name_or_path and Path(student.name_or_path).is_dir():
         # The adapter states it, and may be loaded from another working directory.
         student.name_or_path = str(Path(student.name_or_path).resolve())
-    # peft's wrapper answers to everything that the engine and we ask of a model.
-    return cast(PreTrainedModel, add_lora(student, settings.lora))
+    # peft draws from torch's own generator, which the engine seeds only later.
+    with torch.random.fork_rng():
+        torch.manual_seed(int(config.training.get("seed", 42)))
+        # Its wrapper answers to everything that the engine and we ask of a model.
+        return cast(PreTrainedModel, add_lora(student, settings.lora))
