@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from redistill.cli.options import (
+    LONGEST_PROMPT,
     Anew,
     BatchSize,
     Dtype,
@@ -196,7 +197,12 @@ def revise(
     from redistill.commands import Request
     from redistill.commands import revise as show
 
-    request = Request(template=template, max_new_tokens=max_new_tokens, temperature=temperature)
+    request = Request(
+        template=template,
+        max_prompt_length=LONGEST_PROMPT,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
     show(
         prompt,
         student,

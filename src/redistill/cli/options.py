@@ -22,6 +22,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many r
 Anew = Annotated[bool, typer.Option("--anew", help="Delete what lies there from other settings.")]
 TeacherToken = Annotated[Literal["sample", "argmax"], typer.Option(help="Where a correction comes from.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
+LONGEST_PROMPT = 8192  # tokens; what is typed by hand is not to be cut
 
 
 def terminal() -> Console:

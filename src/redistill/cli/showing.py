@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from redistill.cli.options import Dtype, TeacherToken, Template, terminal
+from redistill.cli.options import LONGEST_PROMPT, Dtype, TeacherToken, Template, terminal
 
 Runs = Annotated[
     list[Path],
@@ -15,7 +15,6 @@ Runs = Annotated[
         metavar="RUN...", help="Folders of train, demo, evaluate or compare; several are laid side by side."
     ),
 ]
-LONGEST_PROMPT = 8192  # tokens; what is typed by hand is not to be cut
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")]
 
 
