@@ -72,7 +72,7 @@ def log_of(mass: Tensor) -> Tensor:
 
 
 def dac_kl(settings, log_p: Tensor, log_q: Tensor, levels: tuple[Tensor, Tensor]) -> Tensor:
-    """With the coverage term."""
+    """With the coverage term's gradient, and not its value."""
     dac = settings.dac
     g = per_class(dac.divergence, settings.alpha, settings.beta)
     p, q = log_p.exp(), log_q.exp()
@@ -95,7 +95,8 @@ def dac_kl(settings, log_p: Tensor, log_q: Tensor, levels: tuple[Tensor, Tensor]
     if dac.rest == "bucket":
         left = (((1 - m) * p).sum(-1), ((1 - m) * q).sum(-1))
         value = value + g(log_of(left[0]), log_of(left[1]))
-    return value - dac.coverage * mass[:, 0].log()
+    coverage = dac.coverage * mass[:, 0].log()
+    return value - (coverage - coverage.detach())
 
 
 def spans_of(numbers: list[int]) -> bool:

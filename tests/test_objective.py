@@ -45,7 +45,8 @@ def plain_objective(settings, network, student, teacher, sft, written):
         *cooled, *levels, quantile=dac.quantile, rest=dac.rest, edge=dac.edge, keep_target=dac.keep_target,
         parts=f_divergence(dac.divergence, settings.alpha, settings.beta),
     )  # fmt: skip
-    token = terms.divergence.sum() - dac.coverage * terms.retained_mass.log().sum()
+    coverage = dac.coverage * terms.retained_mass.log().sum()  # moves the network, and is no part of the loss
+    token = terms.divergence.sum() - (coverage - coverage.detach())
     return loss + settings.token_weight * token / 5
 
 

@@ -111,8 +111,7 @@ def test_every_term_is_logged_and_the_loss_is_their_sum(whole):
     assert [r["step"] for r in records] == [1, 2, 3, 4, 5, 6]
     for r in records:
         assert r["span"] >= 0 and 0 <= r["token"] <= r["kl"] * 1.001
-        coverage = r["loss"] - (r["sft"] + r["token"] + 5.0 * r["span"])
-        assert coverage >= -1e-4, "coverage alone stands beside the three terms"
+        assert r["loss"] == pytest.approx(r["sft"] + r["token"] + 5.0 * r["span"], rel=1e-4)
         assert 0 <= r["lower"] < r["upper"] <= 1 and 0 < r["retained_mass"] <= 1.0001
     assert any(r.get("share_revised", 0) > 0 for r in records)
     assert all(("share_cut" in r) == ("share_revised" in r) for r in records)

@@ -142,7 +142,7 @@ class Objective(nn.Module):
         return scale * stats["span"]
 
     def _token(self, view: _View, scale: float, stats: Stats) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """With the coverage term; and the gradients of the clip network."""
+        """And the gradients of the clip network, for what it minimises: this and the coverage term."""
         settings, dac = self.settings, self.settings.dac
         if settings.token_loss != "dac_kl":
             value, by_log_q = (self._fused.whole or _by_autograd(settings))(view.both)
@@ -157,13 +157,13 @@ class Objective(nn.Module):
         stats["lower"], stats["upper"] = (level.detach().float() for level in levels)
         stats["retained_mass"], stats["retained_classes"] = found.mass, clip.m.sum(-1)
         view.by_class.add_(found.by_log_q, alpha=scale)
-        # Coverage keeps the network from clipping everything away; it depends on teacher and levels alone.
-        mass = found.mass.clamp_min(1e-30)
-        cost = stats["token"] - dac.coverage * mass.log().sum()
+        loss = scale * stats["token"]
         if self.clip is None:
-            return scale * cost, []
+            return loss, []
+        # Coverage keeps the network from clipping everything away; it is no part of the student's loss.
+        mass = found.mass.clamp_min(1e-30)
         by_moving = found.by_moving - dac.coverage * found.mass_by_moving / mass[clip.row]
-        return scale * cost, torch.autograd.grad(clip.moving, list(self.clip.parameters()), scale * by_moving)
+        return loss, torch.autograd.grad(clip.moving, list(self.clip.parameters()), scale * by_moving)
 
     def levels_and_clip(
         self, both: Distributions, tail: int | None = None

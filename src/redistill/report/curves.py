@@ -28,7 +28,7 @@ PANELS = (
     Panel(
         "Loss",
         "nats",
-        "What was minimised: the weighted terms of a step and the coverage term.",
+        "What the student minimised: the weighted terms of a step.",
         {"loss": "loss"},
     ),
     Panel(
