@@ -37,7 +37,7 @@ class DacSettings(Settings):
     """Fixed lower quantile; 0: nothing is clipped below."""
     upper: Share = 1.0
     """Fixed upper quantile; 1: nothing is clipped above."""
-    coverage: NotNegative = 1.0
+    coverage: NotNegative = 2.0
     """Weight of -log(retained mass) in what the clip network minimises, in nats: by how much teacher and student must
     differ within a tail for the clip to take it. Ours; 0: the paper, which takes all."""
     learning_rate: Positive = 1e-3
