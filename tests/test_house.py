@@ -14,11 +14,11 @@ FILES = sorted(SRC.rglob("*.py"))
 # Imports go one way: a module may import what stands before it.
 ORDER = [
     "clock",
-    "meters",
     "ranks",
     "zero",
     "wrapped",
     "prepacked",
+    "meters",
     "versions",
     "markdown",
     "sample",

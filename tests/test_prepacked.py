@@ -1,5 +1,7 @@
 """Linear layers with their weights laid out: the same numbers, only where it may be, and nothing left behind."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import tiny_llama
@@ -95,6 +97,17 @@ def test_only_plain_layers_with_their_whole_weight_on_a_cpu():
     model["hooked"].forward = lambda _: 0
     model["partitioned"].weight.data = torch.empty(0)
     assert linear_layers(model) == [model["plain"], model["ours"]]
+
+
+@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_a_torch_that_calls_the_operators_otherwise_computes_as_ever(monkeypatch, missing):
+    names = {"_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"} - {missing}
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**dict.fromkeys(names)))
+    model, x, meter = Layers(), torch.ones(2, 33), Flops()
+    with prepacked(model), torch.no_grad(), meter("product"):
+        assert "forward" not in vars(model.one)
+        torch.testing.assert_close(model.one(x), nn.functional.linear(x, model.one.weight, model.one.bias))
+    assert meter.found == {"product": 2 * 2 * 33 * 17 * 2}
 
 
 def test_its_products_count():

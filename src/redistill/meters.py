@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from redistill.prepacked import operators
+
 REST = "rest"
 _PROCESS = Path("/proc/self")
 
@@ -104,8 +106,9 @@ def _counter() -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     known = counter.flop_registry
     known |= {_aten(unknown): known[_aten(same)] for unknown, same in _SAME_WORK.items()}
-    if torch.backends.mkldnn.is_available():
-        known[torch.ops.mkldnn._linear_pointwise] = _linear_flops
+    if found := operators():
+        _, multiply = found
+        known[multiply] = _linear_flops
     return counter
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +26,15 @@ def prepacked(*models: nn.Module) -> Iterator[None]:
     `prepacked` none is made.
     """
     with ExitStack() as held:
-        for model in models:
-            for layer in linear_layers(model):
-                held.enter_context(replaced(layer, _forward(layer)))
+        if found := operators():
+            for model in models:
+                for layer in linear_layers(model):
+                    held.enter_context(replaced(layer, _forward(layer, *found)))
         yield
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
-    """The layers that `prepacked` acts on: plain ones, with the whole of their weight, on a CPU that has oneDNN."""
-    if not torch.backends.mkldnn.is_available():
-        return []
+    """The layers that `prepacked` acts on: plain ones, with the whole of their weight, on a CPU."""
     return [
         layer
         for layer in model.modules()
@@ -45,6 +45,15 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
         and _is_whole(layer)
         and _multiplies(computed(layer.weight))
     ]
+
+
+def operators() -> tuple[Any, Any] | None:
+    """What lays a weight out and what multiplies with it, which are not public: None where this torch has no such."""
+    try:
+        known = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+    except AttributeError:
+        return None
+    return known if torch.backends.mkldnn.is_available() else None
 
 
 def _is_whole(layer: nn.Linear) -> bool:
@@ -65,14 +74,16 @@ def computed(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else like.dtype
 
 
-def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _forward(
+    layer: nn.Linear, lay_out: Callable[..., Tensor], multiply: Callable[..., Tensor]
+) -> Callable[[Tensor], Tensor]:
     dtype = computed(layer.weight)
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype).contiguous(), _ROWS)
+    weight = lay_out(layer.weight.detach().to(dtype).contiguous(), _ROWS)
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
 
     def forward(input: Tensor) -> Tensor:
         if torch.is_grad_enabled() or computed(input) != dtype:
             return nn.Linear.forward(layer, input)
-        return torch.ops.mkldnn._linear_pointwise(input.to(dtype), weight, bias, "none", [], "")
+        return multiply(input.to(dtype), weight, bias, "none", [], "")
 
     return forward
