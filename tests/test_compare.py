@@ -1,6 +1,7 @@
 """`redistill compare` as a user runs it: trains, measures, tests, goes on where it stopped, says what failed."""
 
 import csv
+import io
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import yaml
 from rich.console import Console
 from tiny import save_tiny
 
+from redistill.compare import command
 from redistill.compare.jobs import shares
 from redistill.compare.lines import Line, _pair
 from redistill.compare.plan import read_plan
@@ -21,6 +23,7 @@ from redistill.compare.runs import Run, begin
 from redistill.compare.search import CompareSearch
 from redistill.compare.table import cells, notes, to_markdown
 from redistill.config import ConfigError
+from redistill.evaluation.suites import SUITES
 
 RECIPE = """
 student: {{model_name_or_path: {student}}}
@@ -119,6 +122,46 @@ def test_a_whole_comparison_and_its_resumption(folder):
     plan.write_text(plan.read_text().replace("steps: 2", "steps: 3"))
     third = compare(folder)
     assert third.returncode == 2 and "holds results under other settings" in third.stderr
+
+
+def test_sets_added_later_are_measured_on_the_students_that_are_there(folder):
+    for name in ("vicuna", "dolly"):
+        records = [{"instruction": f"Say {name} {n}.", "output": f"{n}"} for n in range(SUITES[name].records)]
+        write_lines(folder / "sets" / name / "test.jsonl", records)
+    plan = folder / "plan.yaml"
+    text = plan.read_text().replace(
+        f"path: {folder / 'data.jsonl'}", f"data_root: {folder / 'sets'}, sets: [vicuna]"
+    )
+    text = (
+        text.replace("[kd, mine]", "[kd]")
+        .replace("seeds: [1, 2]", "seeds: [1]")
+        .replace("limit: 6", "limit: 3")
+    )
+    text = text.partition("judge:")[0]
+
+    def asked(sets: str) -> tuple[list[str], str]:
+        plan.write_text(text.replace("sets: [vicuna]", f"sets: {sets}"))
+        console = Console(file=io.StringIO(), width=200)
+        assert command.compare(plan, folder / "out", console)
+        lines = json.loads((folder / "out" / "table.json").read_text())["lines"]
+        return [line["set"] for line in lines if line["method"] == "kd"], console.file.getvalue()
+
+    assert asked("[vicuna]")[0] == ["vicuna"]
+    run = folder / "out" / "runs" / "kd" / "seed-1"
+    student, noted = run / "student" / "model.safetensors", json.loads((run / "run.json").read_text())
+    answers = run / "evaluation" / "vicuna" / "answers-student.jsonl"
+    seen = [each.stat().st_mtime_ns for each in (student, answers)]
+    sets, said = asked("[dolly, vicuna]")
+    assert sets == ["dolly", "vicuna"] and "kd, seed 1: begins" in said
+    assert [each.stat().st_mtime_ns for each in (student, answers)] == seen
+    assert json.loads((run / "run.json").read_text()) == noted, "what training took is what it took"
+    # One of them again: nothing is done, and nothing lost.
+    for name in ("dolly", "vicuna"):
+        sets, said = asked(f"[{name}]")
+        assert sets == [name] and "begins" not in said
+    text = text.replace("limit: 3", "limit: 4")
+    with pytest.raises(ValueError, match="holds results under other settings"):
+        asked("[vicuna]")
 
 
 def test_a_search_chooses_on_held_out_data_and_bad_trials_are_only_bad(folder):

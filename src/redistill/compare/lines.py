@@ -92,7 +92,7 @@ def make_lines(plan: Plan, runs: Sequence[Run], output: Path, found: Mapping[str
     """Teacher and start first, then the methods as they were named, for each set. found: of the search, if any."""
     before = _results(output / "before")
     lines = []
-    for name in dict.fromkeys(_set(row) for row in before):
+    for name in plan.request.sets or ("",):
         teacher, start = [row for row in before if _set(row) == name]
         lines += [_line(name, "teacher", [teacher], []), _line(name, "start", [start], [])]
         for method in plan.comparison.methods:

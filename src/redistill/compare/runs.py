@@ -11,7 +11,7 @@ OUTPUT/runs/METHOD/seed-N/evaluation/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def begin(plan: Plan, output: Path, console: Console) -> str:
 
 def run_all(plan: Plan, found: Mapping[str, Found], start: str, output: Path, console: Console) -> list[Run]:
     """Every run of `plan` under the settings that were `found`, trained and measured; what is done already is not
-    done again. Methods and seeds may be added later.
+    done again. Methods, seeds and evaluation sets may be added later.
 
     Raises ValueError where `output` holds results of other settings.
     """
@@ -132,20 +132,49 @@ def task_of(
 
 
 def keep_to(asked: Mapping[Path, Any]) -> None:
-    """Note in each folder what is asked, in asked.json.
+    """Note in each folder what is asked, in asked.json; where evaluation sets were added, with those before, and
+    as not yet done.
 
     Raises ValueError where something else was, whose results would pass for this one's; then nothing is noted.
     """
-    wanted = {f: json.dumps(asdict(a) if isinstance(a, Task) else a, indent=1) for f, a in asked.items()}
-    for folder, text in wanted.items():
-        path = folder / "asked.json"
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != json.loads(text):
-            raise ValueError(
-                f"{folder} holds results under other settings: choose another --output, or remove that folder."
-            )
-    for folder, text in wanted.items():
+    wanted = {folder: _asked(folder, _plain(each)) for folder, each in asked.items()}
+    for folder, now in wanted.items():
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / "asked.json", text)
+        if now != _noted(folder):
+            for result in ("run.json", "results.json"):
+                (folder / result).unlink(missing_ok=True)
+            write_whole(folder / "asked.json", json.dumps(now, indent=1))
+
+
+def _asked(folder: Path, now: Any) -> Any:
+    """What is to be noted in `folder`, where `now` is asked: that, with all the sets that were asked before."""
+    before = _noted(folder)
+    if before is None:
+        return now
+    sets = [*dict.fromkeys([*_sets(before), *_sets(now)])]
+    if _with_sets(before, sets) != _with_sets(now, sets):
+        raise ValueError(
+            f"{folder} holds results under other settings: choose another --output, or remove that folder."
+        )
+    return _with_sets(now, sets)
+
+
+def _sets(asked: Any) -> Sequence[str]:
+    return asked.get("request", {}).get("sets", ())
+
+
+def _with_sets(asked: Any, sets: Sequence[str]) -> Any:
+    """`asked` over `sets`, if it is over sets at all."""
+    return {**asked, "request": {**asked["request"], "sets": sets}} if _sets(asked) else asked
+
+
+def _noted(folder: Path) -> Any:
+    path = folder / "asked.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _plain(asked: Any) -> Any:
+    return json.loads(json.dumps(asdict(asked) if isinstance(asked, Task) else asked))
 
 
 def _measure_before(folder: Path, console: Console) -> None:

@@ -60,7 +60,8 @@ def judge_methods(plan: Plan, runs: Sequence[Run], output: Path, console: Consol
         paired = pair_folders(Evaluated(folder), Evaluated(good[baseline, seed]), limit=asked.limit)
         place = output / "judge" / method / f"seed-{seed}"
         request = JudgeRequest(batch_size=asked.batch_size)
-        for each in judge_sets(judge, paired, place, console, request):
+        wanted = [each for each in paired if each.name in (plan.request.sets or ("",))]
+        for each in judge_sets(judge, wanted, place, console, request):
             judged.setdefault((each.paired.name, method), []).append(each)
     verdicts = [_summed_up(*key, each) for key, each in judged.items()]
     adjusted = holm([each.p for each in verdicts])
