@@ -40,7 +40,7 @@ define:
   mine: {{from: mgsr, settings: {{rollout.lmbda: 1.0, objective.span.chunker: windows}}}}
 budget: {{steps: 2}}
 seeds: [1, 2]
-evaluation: {{path: {data}, seeds: [10, 20], max_new_tokens: 8, limit: 6}}
+evaluation: {{path: {data}, seeds: [10, 20], temperature: 0.7, top_p: 0.9, max_new_tokens: 8, limit: 6}}
 judge: {{model: {teacher}, limit: 3, dtype: float32}}
 """
 SEARCH = """
@@ -91,6 +91,10 @@ def test_a_whole_comparison_and_its_resumption(folder):
     assert second.returncode == 0, second.stdout + second.stderr
     assert untouched.stat().st_mtime_ns == before
 
+    made = json.loads((untouched.parent / "evaluation" / "answers-student.settings.json").read_text())[
+        "settings"
+    ]
+    assert (made["temperature"], made["top_p"]) == (0.7, 0.9)
     record = json.loads((folder / "out" / "table.json").read_text())
     lines = {line["method"]: line for line in record["lines"]}
     assert list(lines) == ["teacher", "start", "kd", "mine"]

@@ -50,7 +50,7 @@ def test_the_two_parts_are_the_gradient_of_reverse_kl_over_sequences(mix):
     loss = torch.zeros((), dtype=torch.float64)
     for sequence in sequences():
         q, p = student.log_likelihood(sequence), teacher.log_likelihood(sequence).detach()
-        score = Score(torch.zeros(T), torch.zeros(T).long(), p, q.detach())
+        score = Score(torch.zeros(T), torch.zeros(T).long(), p, q.detach(), p - q.detach())
         (sample,) = with_advantages([Sample((0,), sequence)], [score], plain, mix)
         behaviour = torch.tensor(sample.behaviour, dtype=torch.float64)
         advantages = torch.tensor(sample.advantages, dtype=torch.float64)
@@ -86,10 +86,11 @@ def test_no_advantage_no_loss_whatever_the_weight():
 
 def test_rewards_to_go_by_hand_and_whitened():
     q, p = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-0.5, -1.0, -4.0])
-    score = Score(torch.zeros(3), torch.zeros(3).long(), p, q)  # rewards 0.5, 1, -1
+    score = Score(torch.zeros(3), torch.zeros(3).long(), p, q, p - q)  # rewards 0.5, 1, -1
     assert rewards_to_go(score, False).tolist() == [0.0, -1.0, 0.0]
     assert rewards_to_go(score, True).tolist() == [0.0, -1.0, 0.0]
-    longer = Score(torch.zeros(4), torch.zeros(4).long(), torch.tensor([0.0, 1, 2, 3]), torch.zeros(4))
+    p = torch.tensor([0.0, 1, 2, 3])
+    longer = Score(torch.zeros(4), torch.zeros(4).long(), p, torch.zeros(4), p)
     assert rewards_to_go(longer, True).tolist() == [2.0, 2.5, 3.0, 0.0]
     made = with_advantages([Sample((0,), (1, 2, 0))] * 2, [score, longer], PolicySettings(), 0.5)
     every = torch.tensor([gain for sample in made for gain in sample.advantages])

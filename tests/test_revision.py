@@ -74,19 +74,21 @@ def test_scores_of_the_tables_are_those_worked_out_by_hand():
     assert found.teacher_token.tolist() == [1, 2, 5, 4, 6, 6, 3]
     likelihood = torch.tensor([0.993, 0.93, 0.43, 0.93, 0.01, 0.93, 0.08]).log()
     torch.testing.assert_close(found.teacher_log_likelihood, likelihood, rtol=1e-5, atol=1e-6)
+    own = torch.tensor([0.001, 0.93, 0.93, 0.93, 0.93, 0.93, 0.93]).log()
+    torch.testing.assert_close(found.reward, likelihood - own, rtol=1e-5, atol=1e-6)
 
 
 def test_the_error_is_the_largest_kl_where_the_tokens_differ():
     found = Score(
-        torch.tensor([9.0, 1.0, 4.0, 4.0, 8.0]), torch.tensor([1, 2, 3, 4, 5]), *[torch.zeros(5)] * 2
+        torch.tensor([9.0, 1.0, 4.0, 4.0, 8.0]), torch.tensor([1, 2, 3, 4, 5]), *[torch.zeros(5)] * 3
     )
     assert find_error(found, (1, 0, 0, 0, 5), 0) == 2  # 9 and 8 agree; the first of two equal ones
     assert find_error(found, (1, 0, 0, 0, 5), 3) == 3
     assert find_error(found, (1, 0, 0, 0, 5), 4) is None
     assert find_error(found, (1, 2, 3, 4, 5), 0) is None
-    nothing = Score(torch.zeros(3), torch.tensor([1, 2, 3]), *[torch.zeros(3)] * 2)
+    nothing = Score(torch.zeros(3), torch.tensor([1, 2, 3]), *[torch.zeros(3)] * 3)
     assert find_error(nothing, (1, 2, 0), 0) == 2, "a difference counts even where the KL is zero"
-    assert find_error(Score(torch.zeros(0), torch.zeros(0).long(), *[torch.zeros(0)] * 2), (), 0) is None
+    assert find_error(Score(torch.zeros(0), torch.zeros(0).long(), *[torch.zeros(0)] * 3), (), 0) is None
 
 
 def test_one_round_puts_the_teachers_word_where_the_two_differ_most():
@@ -271,6 +273,40 @@ def test_a_batch_of_one_equals_the_row_in_a_batch_of_many_when_greedy():
             assert [(e.position, e.before) for e in single.edits] == [
                 (e.position, e.before) for e in row.edits
             ]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+@pytest.mark.parametrize("limit", [20, 7])
+def test_of_the_corrections_the_one_is_accepted_that_the_teacher_rather_writes(rounds, limit):
+    """Against each text scored by itself. The first of these rewards is the best in some rows, the last in others."""
+    pair = tiny_llama(layers=1, seed=1), tiny_llama(layers=3, seed=2)
+    options = {"rounds": rounds, "teacher_token": "sample", "sampling": Sampling(), "limit": limit}
+    options |= {"vocabulary": VOCAB, "eos": frozenset(range(40)), "seed": 3}
+    earlier = revise(pair, rollouts(), **options | {"seed": 4})
+    taken = [0] * (rounds + 1)
+    for samples in (rollouts(), earlier):
+        always = revise(pair, samples, **options)
+        for batch_size in (1, 7):
+            better = revise(pair, samples, **options, accept="better", batch_size=batch_size)
+            for before, last, found in zip(samples, always, better, strict=True):
+                made = last.edits[len(before.edits) :]
+                texts = [*(edit.before for edit in made), last.response]
+                cut = [replace(before, response=text[:limit]) for text in texts]
+                rewards = [float(each.reward.mean()) for each in scores_of(pair, cut, vocabulary=VOCAB)]
+                best = max(range(len(texts)), key=rewards.__getitem__)
+                kept = last.edits[: len(before.edits) + best]
+                assert (found.response, found.agreed) == (texts[best], last.agreed)
+                assert [(each.position, each.before) for each in found.edits] == [
+                    (each.position, each.before) for each in kept
+                ]
+                taken[best] += 1
+    assert taken[0] and sum(taken[1:]), taken
+
+
+def test_a_correction_that_ends_the_answer_is_judged_too():
+    for rounds in (1, 3):
+        (ended,) = revise(tables(TEACHER | {4: {END: 0.93}}), [TEXT], rounds=rounds, accept="better")
+        assert ended.response == (1, 2, 3, 4, END) and len(ended.edits) == 1
 
 
 @pytest.mark.parametrize("packed", [False, True])

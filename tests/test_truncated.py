@@ -269,6 +269,20 @@ def test_scores_beside_a_truncated_teacher():
             ).all()
             if k == VOCAB:
                 torch.testing.assert_close(one.kl, other.kl, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(one.reward, other.reward, rtol=1e-4, atol=1e-4)
+        ids = [set(row.tolist()) for row in Cut(teacher, k).signal(samples).ids]
+        for sample, one in zip(samples, found, strict=True):
+            text = torch.tensor([sample.prompt + sample.response])
+            with torch.no_grad():
+                p, q = (
+                    m(text).logits[0, len(sample.prompt) - 1 : -1].double().softmax(-1)
+                    for m in (teacher, student)
+                )
+            for place, said in enumerate(sample.response):
+                kept = ids.pop(0)
+                same = [said] if said in kept else sorted(set(range(VOCAB)) - kept)
+                wanted = float((p[place, same].sum() / q[place, same].sum()).log())
+                assert float(one.reward[place]) == pytest.approx(wanted, abs=1e-4)
     drawn = score(student, Cut(teacher, 3), samples, teacher_token="sample", **how)
     kept = Cut(teacher, 3).signal(samples).ids
     assert all(

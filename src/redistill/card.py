@@ -179,9 +179,10 @@ def _method(config: Config) -> Iterator[str]:
             f"data's{replayed}."
         )
     if revision.rounds > 0:
+        kept = "; kept where the teacher would rather write it" * (revision.accept == "better")
         yield (
             "Sequence level (SCRG): in an answer of the student's the token where the teacher differs most is "
-            f"replaced by the teacher's, and the student writes on from there; {revision.rounds} time(s)."
+            f"replaced by the teacher's, and the student writes on from there; {revision.rounds} time(s){kept}."
         )
     if objective.token_weight > 0:
         yield f"Token level: {_token_loss(config)}, weight {objective.token_weight:g}."

@@ -43,8 +43,8 @@ def with_advantages(
 
 
 def rewards_to_go(score: Score, length_normalization: bool) -> Tensor:
-    """[T]: the teacher's log-probability less the student's, summed (or averaged) over the tokens after each."""
-    reward = (score.teacher_log_likelihood - score.student_log_likelihood).double()
+    """[T]: the rewards, summed (or averaged) over the tokens after each."""
+    reward = score.reward.double()
     after = reward.flip(0).cumsum(0).flip(0) - reward
     if length_normalization:
         after = after / torch.arange(len(reward) - 1, -1, -1).clamp(min=1)

@@ -1,7 +1,8 @@
 """SCRG, sequence correction and re-generation (Liu et al., arXiv 2407.10068; docs/paper.md, section 1).
 
 The student's answer is compared with the teacher position by position; where the two differ most the
-teacher's token takes the place of the student's, and the student writes on from there.
+teacher's token takes the place of the student's, and the student writes on from there. What it then writes may be
+worse than what it wrote before: `accept` says whether it is taken all the same.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from redistill.sample import Edit, Sample
 from redistill.sampling import Sampling
 from redistill.scoring import Score, Scorer, TeacherToken, batches, check_samples, position_uniforms
 from redistill.teachers.signal import Teacher
+
+Accept = Literal["always", "better"]
 
 
 def find_error(score: Score, response: Sequence[int], start: int) -> int | None:
@@ -52,6 +55,7 @@ def revise_samples(
     clock: Clock | None = None,
     packed: bool = False,
     writer: Writer | None = None,
+    accept: Accept = "always",
 ) -> list[Sample]:
     """Correct each response at its error token and let the student write on from there, `rounds` times.
 
@@ -62,7 +66,9 @@ def revise_samples(
 
     Returns the samples in order: a revised one has one more `Edit` per correction; one that had nothing to
     correct in the first round (an empty response among them) is unchanged but for `agreed`. `rounds` of 0
-    returns the samples as they are. The last responses are not scored again.
+    returns the samples as they are.
+    accept: "always" takes the last response, which is not scored again; "better" the one of the highest mean `reward`
+        among the first, each correction's and the last, the earlier of equals: later edits then are left out.
     generator: feeds the teacher's tokens and the student's sampling; the same state gives the same revision.
     clock: gets the phases scoring and revision (correcting, writing on). packed: whether both models `packs`.
     writer: who writes on for the student, prompt and kept tokens read anew; None: our own loop, from what the
@@ -77,9 +83,10 @@ def revise_samples(
     revised = [each if each.response or not rounds else replace(each, agreed=True) for each in samples]
     texts = [samples[row] for row in looked_at]
     how = Sampling(temperature=1.0 if teacher_token == "sample" else 0.0)
-    chance = [_chance(texts, how, sampling, limit, generator, number) for number in range(rounds)]
+    looks = rounds + (accept == "better")
+    chance = [_chance(texts, how, sampling, limit, generator, number) for number in range(looks)]
     writing = Writing(student, writer or Loop(student), sampling, eos, vocabulary, limit, batch_size)
-    reading = Reading(teacher, how, keep=not writer, packed=packed)
+    reading = Reading(teacher, how, keep=not writer, packed=packed, rounds=rounds)
     correct = partial(_revise_some, writing, reading, texts, chance, clock or Clock())
     for row, found in zip(looked_at, ranks.divided(len(looked_at), correct), strict=True):
         revised[row] = found
@@ -125,12 +132,14 @@ class Writing:
 
 @dataclass(frozen=True)
 class Reading:
-    """How both models read; the fields are arguments of `Scorer`."""
+    """How both models read; the fields are arguments of `Scorer`. rounds: behind so many a look is the last, which
+    corrects nothing but tells what the corrections are worth."""
 
     teacher: nn.Module | Teacher
     how: Sampling
     keep: bool
     packed: bool
+    rounds: int
 
 
 def _revise_some(
@@ -156,7 +165,7 @@ def _revise_batch(
     writing: Writing, reading: Reading, revised: list[Sample], chance: Sequence[Chance], clock: Clock
 ) -> list[Sample]:
     """All rounds on texts that are read together."""
-    again = len(chance) > 1
+    again, judged = len(chance) > 1, len(chance) > reading.rounds
     scorer = Scorer(
         writing.student,
         reading.teacher,
@@ -169,6 +178,8 @@ def _revise_batch(
     # Which rows are looked at, and from where on they have changed; scores up to there stay.
     rows, first = list(range(len(revised))), [0] * len(revised)
     read, scores = rows, dict[int, Score]()
+    rewards: list[list[float]] = [[] for _ in rows]
+    first_edit = [len(each.edits) for each in revised]
     for number, (teachers, own) in enumerate(chance, start=1):
         texts = [_cut(revised[row], writing.limit) for row in rows]
         with clock.phase("scoring"):
@@ -178,6 +189,9 @@ def _revise_batch(
             found = scorer.score(texts, [read.index(row) for row in rows], first, numbers)
         for row, at, score in zip(rows, first, found, strict=True):
             scores[row] = scores[row].continued(at, score) if at else score
+            rewards[row].append(float(scores[row].reward.mean()))
+        if number > reading.rounds:
+            break
         with clock.phase("revision"):
             # What was corrected before is not looked at again.
             start = {row: at + (number > 1) for row, at in zip(rows, first, strict=True)}
@@ -185,11 +199,22 @@ def _revise_batch(
             state = scorer.own.lend(last=number == len(chance))
             _write_on(writing, revised, corrected, rows, state, own[rows])
         read = rows
-        rows = [row for row, end in corrected.items() if end < len(revised[row].response)]
+        # One that ends with its correction is behind its last position, and looked at only to be judged.
+        rows = [row for row, end in corrected.items() if judged or end < len(revised[row].response)]
         first = [corrected[row] - 1 for row in rows]
         if not rows:
             break
-    return revised
+    if not judged:
+        return revised
+    return [_best(*each) for each in zip(revised, first_edit, rewards, strict=True)]
+
+
+def _best(sample: Sample, first_edit: int, rewards: Sequence[float]) -> Sample:
+    """What it was when its reward was highest. first_edit: of this call's; rewards: before each, and at the end."""
+    best = first_edit + rewards.index(max(rewards))
+    if best == len(sample.edits):
+        return sample
+    return replace(sample, response=sample.edits[best].before, edits=sample.edits[:best])
 
 
 def _write_on(

@@ -223,6 +223,7 @@ def revise(
         clock=clock,
         packed=pair.packed,
         writer=pair.writer,
+        accept=revision.accept,
     )
 
 

@@ -30,12 +30,14 @@ class Score:
     teacher_token: t_i, the token of the teacher at the position, given the response before it.
     teacher_log_likelihood, student_log_likelihood: log p_i(y_i) and log q_i(y_i) in nats, of the response's own
         tokens.
+    reward: log p_i(y_i) - log q_i(y_i) in nats (MiniLLM's, arXiv 2306.08543); over the same classes as kl.
     """
 
     kl: Tensor
     teacher_token: Tensor
     teacher_log_likelihood: Tensor
     student_log_likelihood: Tensor
+    reward: Tensor
 
     def continued(self, first: int, behind: Score) -> Score:
         """This score up to the position `first`, and `behind` from there on."""
@@ -43,8 +45,14 @@ class Score:
         return Score(*(torch.cat((one[:first], other)) for one, other in pairs))
 
     def fields(self) -> tuple[Tensor, ...]:
-        """All four, in order."""
-        return self.kl, self.teacher_token, self.teacher_log_likelihood, self.student_log_likelihood
+        """All of them, in order."""
+        return (
+            self.kl,
+            self.teacher_token,
+            self.teacher_log_likelihood,
+            self.student_log_likelihood,
+            self.reward,
+        )
 
 
 def score(
@@ -73,7 +81,7 @@ def score(
     how = Sampling(temperature=temperature if teacher_token == "sample" else 0.0)
     uniforms = position_uniforms(samples, how, generator)
     nothing = torch.empty(0)
-    scores = [Score(nothing, nothing.long(), nothing, nothing)] * len(samples)
+    scores = [Score(nothing, nothing.long(), nothing, nothing, nothing)] * len(samples)
     for rows, found in scored(
         student, teacher, samples, vocabulary, how, uniforms, batch_size, chunk=chunk, packed=packed
     ):
@@ -191,15 +199,16 @@ def _compare(
         cut = slice(start, start + chunk)
         log_q = head.logits(hidden[cut]).float().log_softmax(dim=-1)
         own = log_q.gather(-1, said[cut, None]).squeeze(-1)
-        kl, token, theirs = _beside(at(signal, cut), log_q, said[cut], uniform[cut], how)
-        parts.append([each.cpu() for each in (kl, token, theirs, own)])
+        kl, token, theirs, reward = _beside(at(signal, cut), log_q, said[cut], uniform[cut], how)
+        parts.append([each.cpu() for each in (kl, token, theirs, own, reward)])
     return Score(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _beside(
     theirs: Tensor | TopK, log_q: Tensor, said: Tensor, uniform: Tensor, how: Sampling
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL, the teacher's token and its log-likelihood of what was said; over the classes that it tells apart."""
+) -> tuple[Tensor, ...]:
+    """KL, the teacher's token, its log-likelihood of what was said, and by how much that is more than the student's;
+    over the classes that it tells apart."""
     theirs = theirs.to(log_q.device)
     if isinstance(theirs, TopK):
         log_p, log_q, classes = theirs.log_p, fold(log_q, theirs.ids), theirs.class_of(said)
@@ -211,7 +220,8 @@ def _beside(
         logits = theirs.float()
         log_p, classes, token = logits.log_softmax(dim=-1), said[:, None], sample(logits, uniform, how)
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
-    return kl, token, log_p.gather(-1, classes).squeeze(-1)
+    said_p, said_q = (each.gather(-1, classes).squeeze(-1) for each in (log_p, log_q))
+    return kl, token, said_p, said_p - said_q
 
 
 def _split(whole: Score, lengths: list[int]) -> Iterator[Score]:

@@ -246,6 +246,9 @@ class RevisionSettings(Settings):
     """Corrections per answer; 0: none. The paper reports 1, 3 and 5 as nearly equal (Table 4c)."""
     teacher_token: Literal["sample", "argmax"] = "sample"
     """Where the correction comes from: drawn from the teacher's distribution, or its most probable token."""
+    accept: Literal["always", "better"] = "always"
+    """always: the corrected answer, as in the paper. better: the first answer or a correction, whichever has
+    the highest reward per token, log p - log q (MiniLLM's, length-normalised); read once more for that. Ours."""
     revise_replayed: bool = False
     """Revise answers from the buffer once more with today's models. Ours."""
 

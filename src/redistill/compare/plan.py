@@ -47,6 +47,10 @@ class CompareEvaluation(Settings):
     """Its split."""
     seeds: Seeds = (10, 20, 30, 40, 50)
     """One full set of sampled answers each. MiniLLM's."""
+    temperature: Positive = 1.0
+    """Of the sampled answers. MiniLLM's 1, at which ROUGE-L also rewards a student for being narrow."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of the sampled answers. MiniLLM's 1."""
     greedy: bool = True
     """Answer greedily too; the papers do not."""
     max_new_tokens: Count = 256
@@ -149,6 +153,8 @@ class Plan:
             sets=asked.sets,
             data_root=asked.data_root,
             seeds=asked.seeds,
+            temperature=asked.temperature,
+            top_p=asked.top_p,
             greedy=asked.greedy,
             template=config.data.template,
             max_prompt_length=config.data.max_prompt_length,

@@ -107,15 +107,16 @@ class Walker:
 
     def _scoring(self) -> None:
         """SCRG, which writes on from what was read; and the reading for the policy gradient."""
-        rounds = self.batches * self.config.revision.rounds
-        if rounds:
+        revision = self.config.revision
+        if revision.rounds:
+            looks = revision.rounds + (revision.accept == "better")
             self.ledger.begin()
-            scorer = self._score(self.rows, self.config.rollout.engine == "loop", again=rounds > 1)
-            self.ledger.end("scoring", rounds)
-            state = scorer.own.lend(last=rounds == 1)
+            scorer = self._score(self.rows, self.config.rollout.engine == "loop", again=looks > 1)
+            self.ledger.end("scoring", self.batches * looks)
+            state = scorer.own.lend(last=looks == 1)
             if state is not None:
                 self._write_on(state)
-                self.ledger.end("revision", rounds)
+                self.ledger.end("revision", self.batches * revision.rounds)
             del scorer, state
         if self.config.objective.policy.weight:
             with self.ledger.phase("policy", self.batches):
