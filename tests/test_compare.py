@@ -159,6 +159,10 @@ def test_sets_added_later_are_measured_on_the_students_that_are_there(folder):
     assert sets == ["dolly", "vicuna"] and "kd, seed 1: begins" in said
     assert [each.stat().st_mtime_ns for each in (student, answers)] == seen
     assert json.loads((run / "run.json").read_text()) == noted, "what training took is what it took"
+    # Settings that did not exist when a run was made are taken to have been as they are by default.
+    earlier = json.loads((run / "asked.json").read_text())
+    del earlier["request"]["system"], earlier["recipe"]["revision"]["accept"]
+    (run / "asked.json").write_text(json.dumps(earlier))
     # One of them again: nothing is done, and nothing lost.
     for name in ("dolly", "vicuna"):
         sets, said = asked(f"[{name}]")

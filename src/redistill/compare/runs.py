@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from redistill.checkpoint import save_model
@@ -123,12 +125,16 @@ def task_of(
 ) -> Task:
     """The run of `method` with `seed` from `start`. settings: laid over the method's. request: how it is measured;
     None: as the comparison asks."""
-    # A section `evaluation` would let every run measure teacher and start once more.
-    recipe = plan.config(method, seed, settings).model_dump(mode="json", exclude={"evaluation"})
+    recipe = _recipe(plan.config(method, seed, settings))
     recipe["student"] |= {"prune": None, "model_name_or_path": start}
     request = request or plan.request
     theirs = str(output / "before") if request.exposure_prompts else None
     return Task(request, plan.teacher, recipe, teacher_answers=theirs)
+
+
+def _recipe(config: Config) -> dict[str, Any]:
+    """What is trained. A section `evaluation` would let every run measure teacher and start once more."""
+    return config.model_dump(mode="json", exclude={"evaluation"})
 
 
 def keep_to(asked: Mapping[Path, Any]) -> None:
@@ -169,12 +175,21 @@ def _with_sets(asked: Any, sets: Sequence[str]) -> Any:
 
 
 def _noted(folder: Path) -> Any:
+    """What was asked in `folder`, or None; with settings that did not exist then as they are when nothing is said."""
     path = folder / "asked.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    asked = json.loads(path.read_text(encoding="utf-8"))
+    if "request" in asked:
+        asked["request"] = _plain(Request()) | asked["request"]
+    if asked.get("recipe"):
+        with suppress(ValidationError):
+            asked["recipe"] = _recipe(Config.model_validate(asked["recipe"]))
+    return asked
 
 
 def _plain(asked: Any) -> Any:
-    return json.loads(json.dumps(asdict(asked) if isinstance(asked, Task) else asked))
+    return json.loads(json.dumps(asdict(asked) if isinstance(asked, Task | Request) else asked))
 
 
 def _measure_before(folder: Path, console: Console) -> None:
