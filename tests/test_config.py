@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from redistill.compare.plan import read_plan
 from redistill.config import Config, ConfigError, load_config
+from redistill.run import refuse_other_recipe
 
 ROOT = Path(__file__).parents[1]
 COMPARISON = ROOT / "recipes" / "paper" / "compare.yaml"
@@ -309,3 +310,19 @@ def test_settings_are_frozen(tmp_path):
     config = load_config(written(tmp_path, SMALLEST))
     with pytest.raises(ValueError, match="frozen"):
         config.rollout.lmbda = 0.1
+
+
+def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(SMALLEST)
+    made, folder = load_config(recipe), tmp_path / "run"
+    folder.mkdir()
+    assert "  accept: always\n" in made.to_yaml()
+    (folder / "recipe.yaml").write_text(made.to_yaml().replace("  accept: always\n", ""))
+    refuse_other_recipe(made, folder)
+    for other in ("revision.accept=better", "revision.rounds=3"):
+        with pytest.raises(ValueError, match=rf"other settings \({other.partition('=')[0]} changed"):
+            refuse_other_recipe(load_config(recipe, [other]), folder)
+    (folder / "recipe.yaml").write_text(made.to_yaml() + "gone: 1\n")
+    with pytest.raises(ValueError, match=r"\(gone changed"):
+        refuse_other_recipe(made, folder)

@@ -292,7 +292,7 @@ def test_of_the_corrections_the_one_is_accepted_that_the_teacher_rather_writes(r
                 made = last.edits[len(before.edits) :]
                 texts = [*(edit.before for edit in made), last.response]
                 cut = [replace(before, response=text[:limit]) for text in texts]
-                rewards = [float(each.reward.mean()) for each in scores_of(pair, cut, vocabulary=VOCAB)]
+                rewards = [float(each.reward.sum()) for each in scores_of(pair, cut, vocabulary=VOCAB)]
                 best = max(range(len(texts)), key=rewards.__getitem__)
                 kept = last.edits[: len(before.edits) + best]
                 assert (found.response, found.agreed) == (texts[best], last.agreed)

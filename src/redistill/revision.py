@@ -67,8 +67,8 @@ def revise_samples(
     Returns the samples in order: a revised one has one more `Edit` per correction; one that had nothing to
     correct in the first round (an empty response among them) is unchanged but for `agreed`. `rounds` of 0
     returns the samples as they are.
-    accept: "always" takes the last response, which is not scored again; "better" the one of the highest mean `reward`
-        among the first, each correction's and the last, the earlier of equals: later edits then are left out.
+    accept: "always" takes the last response, which is not scored again; "better" the one of the most `reward` in all,
+        of the first, each correction's and the last, the earlier of equals: later edits then are left out.
     generator: feeds the teacher's tokens and the student's sampling; the same state gives the same revision.
     clock: gets the phases scoring and revision (correcting, writing on). packed: whether both models `packs`.
     writer: who writes on for the student, prompt and kept tokens read anew; None: our own loop, from what the
@@ -189,7 +189,7 @@ def _revise_batch(
             found = scorer.score(texts, [read.index(row) for row in rows], first, numbers)
         for row, at, score in zip(rows, first, found, strict=True):
             scores[row] = scores[row].continued(at, score) if at else score
-            rewards[row].append(float(scores[row].reward.mean()))
+            rewards[row].append(float(scores[row].reward.sum()))
         if number > reading.rounds:
             break
         with clock.phase("revision"):

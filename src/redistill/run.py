@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
 from rich.console import Console
 from transformers import TrainerState
 
@@ -138,6 +139,9 @@ def refuse_other_recipe(config: Config, folder: Path) -> None:
         before = read_yaml(path)[0]
     except ValueError as error:
         raise ValueError(f"{error} Remove that file to go on with the settings given now.") from None
+    # A setting that did not exist then was as it is by default.
+    with suppress(ValidationError):
+        before = parse_value(Config.model_validate(before).to_yaml())
     changed = sorted(k for k, v in _flat(now).items() if _flat(before).get(k) != v)
     changed += sorted(set(_flat(before)) - set(_flat(now)))
     if changed:

@@ -247,8 +247,8 @@ class RevisionSettings(Settings):
     teacher_token: Literal["sample", "argmax"] = "sample"
     """Where the correction comes from: drawn from the teacher's distribution, or its most probable token."""
     accept: Literal["always", "better"] = "always"
-    """always: the corrected answer, as in the paper. better: the first answer or a correction, whichever has
-    the highest reward per token, log p - log q (MiniLLM's, length-normalised); read once more for that. Ours."""
+    """always: the corrected answer, as in the paper. better: the first answer or a correction, whichever has the
+    highest log p(y) - log q(y), MiniLLM's reward; both models read it once more for that. Ours."""
     revise_replayed: bool = False
     """Revise answers from the buffer once more with today's models. Ours."""
 
