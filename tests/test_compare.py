@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from rich.console import Console
 from tiny import save_tiny
 
-from redistill.compare import command
+from redistill.compare import child, command, runs
 from redistill.compare.jobs import shares
 from redistill.compare.lines import Line, _pair
 from redistill.compare.plan import read_plan
@@ -128,7 +129,17 @@ def test_a_whole_comparison_and_its_resumption(folder):
     assert third.returncode == 2 and "holds results under other settings" in third.stderr
 
 
-def test_sets_added_later_are_measured_on_the_students_that_are_there(folder):
+def in_this_process(jobs, console, ended, **_):
+    """In the place of `run_jobs`: no import for each job."""
+    for job in jobs:
+        console.print(f"{job.name}: begins")
+        child.work(job.folder, console)
+        ended(job, "")
+
+
+def test_sets_added_later_are_measured_on_the_students_that_are_there(folder, monkeypatch):
+    monkeypatch.setattr(runs, "run_jobs", in_this_process)
+    monkeypatch.setattr(child, "_watch_parent", threading.Event)
     for name in ("vicuna", "dolly"):
         records = [{"instruction": f"Say {name} {n}.", "output": f"{n}"} for n in range(SUITES[name].records)]
         write_lines(folder / "sets" / name / "test.jsonl", records)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 import pytest
 
 from redistill.data import load_examples
+from redistill.demo.pipeline import telling_revisions
 
 DATA = files("redistill.demo")
 
@@ -68,3 +69,17 @@ def test_the_real_demo_at_a_few_steps(tmp_path):
     assert after["kl_to_teacher"] < before["kl_to_teacher"] and teacher["kl_to_teacher"] == 0
     assert "redistill revise" in ended.stdout and "ROUGE" in ended.stdout
     assert (tmp_path / "demo" / "student" / "model.safetensors").is_file()
+
+
+def test_the_revisions_shown_are_the_telling_ones_and_no_loops():
+    record = {
+        "position": 2,
+        "log_likelihood_before": -3.0,
+        "log_likelihood_after": -2.0,
+        "after_ids": [*range(20)],
+    }
+    loop = record | {"prompt": "loop", "log_likelihood_after": -0.1, "after_ids": [*range(6), *[7, 8] * 10]}
+    first = record | {"prompt": "first", "position": 1}
+    better = record | {"prompt": "a", "log_likelihood_after": -1.0}
+    shown = telling_revisions([loop, first, record | {"prompt": "a"}, better, record | {"prompt": "b"}], 3)
+    assert [(each["prompt"], each["gain"]) for each in shown] == [("a", 2.0), ("b", 1.0)]

@@ -22,9 +22,11 @@ from redistill.run import Outcome, train
 from redistill.runlog import read
 from redistill.sample import Edit, Sample
 from redistill.splits import load_split
+from redistill.steplog import distinct_n
 
 HERE = Path(__file__).parent
 REVISIONS_SHOWN = 3
+DISTINCT_SHOWN = 0.8
 
 
 def run_demo(
@@ -109,11 +111,12 @@ def all_revisions(records: Sequence[dict]) -> str:
 
 def telling_revisions(records: Iterable[dict], count: int) -> list[dict]:
     """The `count` revisions by which the teacher's log-likelihood of the answer rose most, each prompt once,
-    among those in which something stands before and behind the correction."""
+    among those in which something stands before and behind the correction, and that hardly repeat themselves: a loop
+    is probable to any teacher."""
     best: dict[str, dict] = {}
     for record in records:
         written = len(record["after_ids"]) - record["position"]
-        if record["position"] < 2 or written < 4:
+        if record["position"] < 2 or written < 4 or distinct_n(record["after_ids"], 2) < DISTINCT_SHOWN:
             continue
         record["gain"] = record["log_likelihood_after"] - record["log_likelihood_before"]
         held = best.get(record["prompt"])
