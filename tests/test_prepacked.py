@@ -99,7 +99,9 @@ def test_only_plain_layers_with_their_whole_weight_on_a_cpu():
     assert linear_layers(model) == [model["plain"], model["ours"]]
 
 
-@pytest.mark.parametrize("missing", ["_reorder_linear_weight", "_linear_pointwise"])
+@pytest.mark.parametrize(
+    "missing", ["_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"]
+)
 def test_a_torch_that_calls_the_operators_otherwise_computes_as_ever(monkeypatch, missing):
     names = {"_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported"} - {missing}
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**dict.fromkeys(names)))

@@ -49,11 +49,16 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 def operators() -> tuple[Any, Any] | None:
     """What lays a weight out and what multiplies with it, which are not public: None where this torch has no such."""
+    ours = torch.ops.mkldnn
     try:
-        known = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+        lay_out, multiply, _ = (
+            ours._reorder_linear_weight,
+            ours._linear_pointwise,
+            ours._is_mkldnn_bf16_supported,
+        )
     except AttributeError:
         return None
-    return known if torch.backends.mkldnn.is_available() else None
+    return (lay_out, multiply) if torch.backends.mkldnn.is_available() else None
 
 
 def _is_whole(layer: nn.Linear) -> bool:
