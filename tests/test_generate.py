@@ -198,6 +198,21 @@ def test_filters_are_exact(sampling):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_nucleus_is_the_same_however_much_of_the_vocabulary_holds_it():
+    """A sharp row needs a few tokens, a flat one half of all; side by side and each alone; ties stay together."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, 6000, generator=generator) * torch.tensor([[6.0], [1.0], [0.05]])
+    ordered, order = logits.double().softmax(-1).sort(-1, descending=True)
+    inside = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, ordered.cumsum(-1) - ordered < 0.7)
+    together = filter_logits(logits, Sampling(top_p=0.7))
+    assert torch.equal(together.isfinite(), inside)
+    assert [len(row) < 256 for row in map(torch.nonzero, inside)] == [True, False, False]
+    for row in range(3):
+        assert torch.equal(filter_logits(logits[row : row + 1], Sampling(top_p=0.7))[0], together[row])
+    tied = torch.tensor([[0.0, 1.0, 1.0, 1.0, -1.0]])
+    assert filter_logits(tied, Sampling(top_p=0.3)).isfinite().tolist() == [[False, True, True, True, False]]
+
+
 @pytest.mark.parametrize(
     "sampling",
     [Sampling(), Sampling(temperature=0.7, top_k=6), Sampling(top_p=0.75), Sampling(min_p=0.15)],

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_NUCLEUS_AT_FIRST = 256  # tokens
+
 
 @dataclass(frozen=True)
 class Sampling:
     """How one token is drawn from a model's logits.
 
     temperature: the logits are divided by it; 0 takes the most probable token and ignores the rest.
-    top_p: the smallest set of most probable tokens whose mass reaches `top_p`; 1 keeps all.
+    top_p: the smallest set of most probable tokens whose mass reaches `top_p`, with all that tie with the last of
+    them; 1 keeps all.
     top_k: the `top_k` most probable tokens, with all that tie with the last of them; 0 keeps all.
     min_p: the tokens at least `min_p` times as probable as the most probable one; 0 keeps all.
     Applied in the order temperature, top_k, top_p (of what top_k left), min_p.
@@ -48,16 +51,29 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         smallest_kept = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)
     if sampling.top_p < 1.0:
-        ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-        mass = ordered.softmax(dim=-1)
-        more_probable = mass.cumsum(dim=-1) - mass
-        out = more_probable >= sampling.top_p
-        logits = logits.masked_fill(torch.zeros_like(out).scatter(-1, ids, out), -torch.inf)
+        logits = logits.masked_fill(logits < _least_of_nucleus(logits, sampling.top_p), -torch.inf)
     if sampling.min_p > 0.0:
-        probability = logits.softmax(dim=-1)
-        bar = sampling.min_p * probability.amax(dim=-1, keepdim=True)
-        logits = logits.masked_fill(probability < bar, -torch.inf)
+        bar = logits.amax(dim=-1, keepdim=True) + math.log(sampling.min_p)
+        logits = logits.masked_fill(logits < bar, -torch.inf)
     return logits
+
+
+def _least_of_nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """The least logit, [B, 1], of the smallest set of most probable tokens whose mass reaches `top_p`.
+
+    Mostly a few hundred tokens hold it; more are looked at, in the end all, where they do not: a sort of the whole
+    vocabulary takes a CPU longer than a small model's step.
+    """
+    size, looked_at = logits.shape[-1], _NUCLEUS_AT_FIRST
+    whole = logits.logsumexp(dim=-1, keepdim=True)
+    while True:
+        best = logits.topk(min(looked_at, size), dim=-1).values
+        mass = (best - whole).exp()
+        reached = mass.cumsum(dim=-1)
+        if looked_at >= size or bool((reached[:, -1] >= top_p).all()):
+            last = (reached - mass < top_p).sum(dim=-1, keepdim=True) - 1
+            return best.gather(-1, last.clamp(min=0))
+        looked_at *= 16
 
 
 def sample(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
