@@ -60,7 +60,7 @@ def train_two_steps(folder: Path) -> None:
             "student": {"model_name_or_path": "tiny"},
             "teacher": {"model_name_or_path": "tiny"},
             "data": {"path": "none"},
-            "rollout": {"lmbda": 0.5, "max_completion_length": 12},
+            "rollout": {"lmbda": 0.5, "max_completion_length": 12, "replay_ratio": 0.5},
             "training": {"output_dir": str(folder), **training},
         }
     )

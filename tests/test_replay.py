@@ -9,7 +9,9 @@ import torch
 
 from redistill.config import Config
 from redistill.replay import ReplayBuffer, ShareSchedule, most_bytes
+from redistill.rollout import initial_state
 from redistill.sample import Edit, Sample
+from redistill.settings import RolloutSettings
 
 
 def sample(number):
@@ -35,6 +37,14 @@ def test_state_survives_json():
     assert other.draw(3, generator) == buffer.draw(3, generator.manual_seed(0))
 
 
+def test_answers_are_kept_only_where_they_are_replayed():
+    """Else a checkpoint would carry a thousand answers that nobody asks for again."""
+    for ratio, kept in ((0.0, 0), (0.5, 2)):
+        state = initial_state(RolloutSettings(replay_capacity=2, replay_ratio=ratio), seed=0)
+        state.buffer.push([sample(i) for i in range(5)])
+        assert len(state.buffer) == kept
+
+
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_full_buffer_stays_under_what_it_may_hold(weight):
     """Samples as long as can be, ids that Python makes anew each time, and all that a correction can carry."""
@@ -42,7 +52,7 @@ def test_a_full_buffer_stays_under_what_it_may_hold(weight):
     config = Config.model_validate({
         "student": {"model_name_or_path": "a"}, "teacher": {"model_name_or_path": "b"},
         "data": {"path": path, "max_prompt_length": prompt}, "revision": {"rounds": rounds},
-        "rollout": {"max_completion_length": answer, "replay_capacity": 200},
+        "rollout": {"max_completion_length": answer, "replay_capacity": 200, "replay_ratio": 0.5},
         "objective": {"policy": {"weight": weight}},
     })  # fmt: skip
     numbers = iter(range(10**5, 10**9))

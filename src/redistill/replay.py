@@ -13,6 +13,7 @@ import torch
 
 from redistill.config import Config
 from redistill.sample import Edit, Sample
+from redistill.settings import RolloutSettings
 
 # The fields of a sample in their order, numbers as arrays.
 _Packed = tuple[Any, ...]
@@ -69,6 +70,11 @@ def _unpacked(kept: _Packed) -> Sample:
     return Sample(*values)
 
 
+def capacity(rollout: RolloutSettings) -> int:
+    """How many answers the buffer keeps: none where none is ever taken from it."""
+    return rollout.replay_capacity if rollout.replay_ratio > 0 else 0
+
+
 def most_bytes(config: Config) -> int:
     """The most that a full buffer holds under a recipe's settings: 4 bytes an id, 16 more per token of an answer with
     the policy gradient, and what Python needs around a sample, a correction and a name."""
@@ -77,7 +83,7 @@ def most_bytes(config: Config) -> int:
     prompts += config.data.max_teacher_prompt_length or prompts
     numbers = 4 * (prompts + answer) + 16 * answer * (config.objective.policy.weight > 0)
     around = _AROUND + _EDIT * config.revision.rounds + 4 * len(config.data.path)
-    return rollout.replay_capacity * (numbers + around)
+    return capacity(rollout) * (numbers + around)
 
 
 def _sample(record: dict[str, Any]) -> Sample:

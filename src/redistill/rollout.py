@@ -21,7 +21,7 @@ from redistill.in_step import readable
 from redistill.out_of_memory import Halving
 from redistill.policy import with_advantages
 from redistill.prepacked import prepacked
-from redistill.replay import ReplayBuffer, ShareSchedule
+from redistill.replay import ReplayBuffer, ShareSchedule, capacity
 from redistill.revision import revise_samples
 from redistill.sample import Sample
 from redistill.sampling import Sampling
@@ -82,7 +82,7 @@ def initial_state(rollout: RolloutSettings, seed: int) -> RolloutState:
         )
     else:
         schedule = ShareSchedule(rollout.lmbda, rollout.lmbda)
-    return RolloutState(ReplayBuffer(rollout.replay_capacity), schedule, torch.Generator().manual_seed(seed))
+    return RolloutState(ReplayBuffer(capacity(rollout)), schedule, torch.Generator().manual_seed(seed))
 
 
 def sequence_level(

@@ -208,7 +208,7 @@ class RolloutSettings(Settings):
     schedule_start: Share = 0.0
     """Share before the first growth. DistiLLM's 0 (0.2 for its OpenLLaMA2 student)."""
     replay_ratio: Share = 0.0
-    """Share of the student answers that are taken again from the buffer of earlier ones; 0: all are new."""
+    """Share of the student answers that are taken from the buffer of earlier ones; 0: all are new, none is kept."""
     replay_schedule: Literal["constant", "rising"] = "constant"
     """constant: `replay_ratio` throughout; rising: from 0 to it in step with the run (DistiLLM)."""
     replay_capacity: Count = 1000
