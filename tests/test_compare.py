@@ -137,7 +137,7 @@ def in_this_process(jobs, console, ended, **_):
         ended(job, "")
 
 
-def test_sets_added_later_are_measured_on_the_students_that_are_there(folder, monkeypatch):
+def test_sets_and_samples_added_later_are_measured_on_the_students_that_are_there(folder, monkeypatch):
     monkeypatch.setattr(runs, "run_jobs", in_this_process)
     monkeypatch.setattr(child, "_watch_parent", threading.Event)
     for name in ("vicuna", "dolly"):
@@ -150,7 +150,7 @@ def test_sets_added_later_are_measured_on_the_students_that_are_there(folder, mo
     text = (
         text.replace("[kd, mine]", "[kd]")
         .replace("seeds: [1, 2]", "seeds: [1]")
-        .replace("limit: 6", "limit: 3")
+        .replace("limit: 6", "limit: 3, greedy: false")
     )
     text = text.partition("judge:")[0]
 
@@ -178,7 +178,18 @@ def test_sets_added_later_are_measured_on_the_students_that_are_there(folder, mo
     for name in ("dolly", "vicuna"):
         sets, said = asked(f"[{name}]")
         assert sets == [name] and "begins" not in said
-    text = text.replace("limit: 3", "limit: 4")
+    # More sampled answers and greedy ones: those that are there stay, in their files too.
+    before = [json.loads(line) for line in answers.open()]
+    text = text.replace("seeds: [10, 20]", "seeds: [10, 20, 30]").replace("greedy: false", "greedy: true")
+    assert "kd, seed 1: begins" in asked("[vicuna]")[1]
+    after = [json.loads(line) for line in answers.open()]
+    assert {line["seed"] for line in after} == {"greedy", 10, 20, 30} and len(after) == 2 * len(before)
+    assert [line for line in after if line["seed"] in (10, 20)] == before
+    assert student.stat().st_mtime_ns == seen[0]
+    with pytest.raises(ValueError, match="holds results under other settings"):
+        text = text.replace("seeds: [10, 20, 30]", "seeds: [10, 30]")
+        asked("[vicuna]")
+    text = text.replace("seeds: [10, 30]", "seeds: [10, 20, 30]").replace("limit: 3", "limit: 4")
     with pytest.raises(ValueError, match="holds results under other settings"):
         asked("[vicuna]")
 

@@ -11,7 +11,7 @@ OUTPUT/runs/METHOD/seed-N/evaluation/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,7 +70,7 @@ def begin(plan: Plan, output: Path, console: Console) -> str:
 
 def run_all(plan: Plan, found: Mapping[str, Found], start: str, output: Path, console: Console) -> list[Run]:
     """Every run of `plan` under the settings that were `found`, trained and measured; what is done already is not
-    done again. Methods, seeds and evaluation sets may be added later.
+    done again. Methods, seeds, evaluation sets, sampling seeds and greedy answers may be added later.
 
     Raises ValueError where `output` holds results of other settings.
     """
@@ -138,8 +138,8 @@ def _recipe(config: Config) -> dict[str, Any]:
 
 
 def keep_to(asked: Mapping[Path, Any]) -> None:
-    """Note in each folder what is asked, in asked.json; where evaluation sets were added, with those before, and
-    as not yet done.
+    """Note in each folder what is asked, in asked.json; where evaluation sets, sampling seeds or greedy answers were
+    added, as not yet done.
 
     Raises ValueError where something else was, whose results would pass for this one's; then nothing is noted.
     """
@@ -155,23 +155,22 @@ def keep_to(asked: Mapping[Path, Any]) -> None:
 def _asked(folder: Path, now: Any) -> Any:
     """What is to be noted in `folder`, where `now` is asked: that, with all the sets that were asked before."""
     before = _noted(folder)
-    if before is None:
+    if before is None or before == now:
         return now
-    sets = [*dict.fromkeys([*_sets(before), *_sets(now)])]
-    if _with_sets(before, sets) != _with_sets(now, sets):
-        raise ValueError(
-            f"{folder} holds results under other settings: choose another --output, or remove that folder."
-        )
-    return _with_sets(now, sets)
-
-
-def _sets(asked: Any) -> Sequence[str]:
-    return asked.get("request", {}).get("sets", ())
-
-
-def _with_sets(asked: Any, sets: Sequence[str]) -> Any:
-    """`asked` over `sets`, if it is over sets at all."""
-    return {**asked, "request": {**asked["request"], "sets": sets}} if _sets(asked) else asked
+    if "request" in now:
+        old, new = before["request"], now["request"]
+        more = {
+            "sets": [*dict.fromkeys([*old["sets"], *new["sets"]])],
+            "seeds": new["seeds"],
+            "greedy": new["greedy"],
+        }
+        nothing_less = set(old["seeds"]) <= set(new["seeds"]) and old["greedy"] <= new["greedy"]
+        wanted = {**now, "request": {**new, **more}}
+        if nothing_less and {**before, "request": {**old, **more}} == wanted:
+            return wanted
+    raise ValueError(
+        f"{folder} holds results under other settings: choose another --output, or remove that folder."
+    )
 
 
 def _noted(folder: Path) -> Any:
