@@ -28,8 +28,9 @@ your own names, numbers and paths: in their places stands `<what it is>`. What t
 | exit status | what it means |
 | --- | --- |
 | 0 | done |
-| 1 | the disk is full, three steps in a row were not finite, or a run of a comparison failed |
+| 1 | three steps in a row were not finite, or a run of a comparison failed |
 | 2 | something in the recipe, the data, the models or the options is to be mended; the sentence says what |
+| 74 | the disk is full; the same command goes on when there is room |
 | 130 | stopped by Ctrl-C or SIGTERM; the same command goes on |
 
 A message begins with `redistill:` and goes to standard error. A Python traceback in its place is a fault of ours.

@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 from tiny import save_tiny
 
-from redistill.compare import child, command, runs
+from redistill.compare import child, command, jobs, runs
 from redistill.compare.jobs import shares
 from redistill.compare.lines import Line, _pair
 from redistill.compare.plan import read_plan
@@ -91,6 +91,7 @@ def test_a_whole_comparison_and_its_resumption(folder):
     second = compare(folder)
     assert second.returncode == 0, second.stdout + second.stderr
     assert untouched.stat().st_mtime_ns == before
+    assert not [*folder.glob("out/runs/*/*/checkpoint-*")], "several times the size of all students"
 
     made = json.loads((untouched.parent / "evaluation" / "answers-student.settings.json").read_text())[
         "settings"
@@ -317,6 +318,22 @@ def test_whatever_ends_a_comparison_lets_its_runs_save_and_the_same_command_goes
         assert all(n < steps(run) < 1000 for run, n in zip(runs, saved, strict=True))
         assert not any((run / "run.json").exists() for run in runs)
         saved = [steps(run) for run in runs]
+
+
+def test_a_full_disk_ends_a_comparison_where_it_would_only_fail_run_after_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    (tmp_path / "python").write_text(
+        "#!/bin/sh\ncase $4 in *full) exit 74;; *) cat; echo saved > $4/saved;; esac\n"
+    )
+    (tmp_path / "python").chmod(0o755)
+    asked = [jobs.Job(name, tmp_path / name) for name in ("beside", "full", "never")]
+    for job in asked:
+        job.folder.mkdir()
+    console, ended = Console(file=io.StringIO(), width=200), []
+    with pytest.raises(OSError, match=r"No space left on device: .*full"):
+        jobs.run_jobs(asked, console, lambda *each: ended.append(each), at_once=2)
+    assert (tmp_path / "beside" / "saved").is_file() and not ended, "what is under way saves"
+    assert "never: begins" not in console.file.getvalue()
 
 
 def steps(run: Path) -> int:

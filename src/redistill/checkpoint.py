@@ -43,6 +43,8 @@ BASE = "base"
 """Name of the folder with the base of a run's adapters, where the run made that base itself."""
 _GENERATOR = "rollout_generator"
 _OPTIMIZER = "clip_optimizer."
+# The second is torch.save's word for a write that came out short. Another run may have made room again since.
+_NO_ROOM = ("No space left", "unexpected pos")
 
 
 def save_state(
@@ -114,21 +116,29 @@ def _sync(path: Path) -> None:
 
 
 def rotate(run: Path, limit: int | None, best: str | None = None) -> None:
-    """Remove the oldest checkpoints over `limit` (None or 0: none); the newest and `best`, a path, always stay.
-
-    Each is renamed first, so that no half of one is left under its name.
-    """
+    """Remove the oldest checkpoints over `limit` (None or 0: none); the newest and `best`, a path, always stay."""
     found = _newest_first(run)
     kept = {*found[:1], *([Path(best)] if best else [])}
     for folder in reversed(found):
         if not limit or len(found) <= max(limit, len(kept)):
             return
         if folder not in kept:
-            clear_unfinished(run)
-            (run / UNFINISHED).mkdir()
-            folder.replace(run / UNFINISHED / folder.name)
-            clear_unfinished(run)
+            _remove(run, folder)
             found = [each for each in found if each != folder]
+
+
+def remove_all(run: Path) -> None:
+    """Remove every checkpoint of a run that nobody will go on with."""
+    for folder in reversed(_newest_first(run)):
+        _remove(run, folder)
+
+
+def _remove(run: Path, folder: Path) -> None:
+    """Renamed first, so that no half of it is left under its name."""
+    clear_unfinished(run)
+    (run / UNFINISHED).mkdir()
+    folder.replace(run / UNFINISHED / folder.name)
+    clear_unfinished(run)
 
 
 def step_of(folder: Path) -> int:
@@ -191,8 +201,8 @@ def saving(folder: Path) -> Iterator[None]:
         yield
     except Exception as problem:
         number = problem.errno if isinstance(problem, OSError) else None
-        said = "No space left" in str(problem) or number in (errno.ENOSPC, errno.EDQUOT)
-        # torch.save reports a short write in words of its own: look at the disk itself.
+        said = any(each in str(problem) for each in _NO_ROOM) or number in (errno.ENOSPC, errno.EDQUOT)
+        # What else a library may call it: look at the disk itself.
         if said or (isinstance(problem, RuntimeError) and shutil.disk_usage(folder).free < 2**20):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from problem
         raise

@@ -104,7 +104,7 @@ def main() -> None:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail(f"the disk is full ({problem.filename or 'while saving'}): what was saved before is whole; "
-              "make room and run the same command again", 1)  # fmt: skip
+              "make room and run the same command again", 74)  # fmt: skip
     except RuntimeError as problem:
         if type(problem).__name__ not in ("NotFinite", "OutOfMemory", "LostRank"):
             raise

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from redistill import checkpoint
 from redistill.commands import evaluate
 from redistill.config import Config
 from redistill.evaluation.results import peak_memory_bytes
@@ -62,6 +63,8 @@ def work(folder: Path, console: Console) -> None:
         task = read_task(folder)
         if task.recipe is not None and not (folder / "memory.json").is_file():
             _train(Config.model_validate(task.recipe), folder, console)
+        # The student is saved. Kept, the states of all optimizers would be several times all students.
+        checkpoint.remove_all(folder)
         # Asked to stop in its last step, training ends as if nothing had been said.
         if stopped.is_set():
             raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import torch
 from rich.console import Console
 
 STOPPED = 130
+FULL = 74
+"""With what a process of ours ends that found the disk full: EX_IOERR."""
 LOOK_EVERY = 0.05
 """Seconds."""
 
@@ -44,7 +47,8 @@ def run_jobs(
 
     ended: called after each with why it failed, "" if it did not. Several share the machine, see `shares`.
     Ctrl-C, here or in one of the processes, lets all save and end, and is raised as KeyboardInterrupt; a second
-    one ends them where they are.
+    one ends them where they are. A full disk ends all in the same way, since it would fail what comes after too, and
+    is raised as OSError.
     """
     waiting, running = deque(jobs), list[_Child]()
     free = shares(at_once, os.environ, _cores(), torch.cuda.device_count())
@@ -102,10 +106,12 @@ def _start(job: Job, share: Mapping[str, str]) -> _Child:
 
 
 def _outcome(child: _Child, console: Console) -> str:
-    """Why it failed, also printed; KeyboardInterrupt where it was stopped."""
+    """Why it failed, also printed; KeyboardInterrupt where it was stopped, OSError where the disk is full."""
     code, seconds = child.process.returncode, time.perf_counter() - child.started
     if code == STOPPED:
         raise KeyboardInterrupt
+    if code == FULL:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(child.job.folder))
     if not code:
         console.print(f"{child.job.name}: done in {_duration(seconds)}", highlight=False)
         return ""
