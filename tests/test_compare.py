@@ -190,6 +190,16 @@ def test_sets_and_samples_added_later_are_measured_on_the_students_that_are_ther
     after = [json.loads(line) for line in answers.open()]
     assert {line["seed"] for line in after} == {"greedy", 10, 20, 30} and len(after) == 2 * len(before)
     assert [line for line in after if line["seed"] in (10, 20)] == before
+    # Exposure bias, where none was measured; once it is, on as many prompts.
+    curve = answers.with_name("exposure-student.json")
+    assert not curve.exists()
+    text = text.replace("limit: 3", "limit: 3, exposure_prompts: 2")
+    assert "kd, seed 1: begins" in asked("[vicuna]")[1] and json.loads(curve.read_text())["percent"]
+    assert "begins" not in asked("[vicuna]")[1]
+    with pytest.raises(ValueError, match="holds results under other settings"):
+        text = text.replace("exposure_prompts: 2", "exposure_prompts: 3")
+        asked("[vicuna]")
+    text = text.replace("exposure_prompts: 3", "exposure_prompts: 2")
     assert student.stat().st_mtime_ns == seen[0]
     with pytest.raises(ValueError, match="holds results under other settings"):
         text = text.replace("seeds: [10, 20, 30]", "seeds: [10, 30]")

@@ -70,7 +70,7 @@ def begin(plan: Plan, output: Path, console: Console) -> str:
 
 def run_all(plan: Plan, found: Mapping[str, Found], start: str, output: Path, console: Console) -> list[Run]:
     """Every run of `plan` under the settings that were `found`, trained and measured; what is done already is not
-    done again. Methods, seeds, evaluation sets, sampling seeds and greedy answers may be added later.
+    done again. Methods, seeds, evaluation sets, sampling seeds, greedy answers and exposure bias may be added later.
 
     Raises ValueError where `output` holds results of other settings.
     """
@@ -138,8 +138,8 @@ def _recipe(config: Config) -> dict[str, Any]:
 
 
 def keep_to(asked: Mapping[Path, Any]) -> None:
-    """Note in each folder what is asked, in asked.json; where evaluation sets, sampling seeds or greedy answers were
-    added, as not yet done.
+    """Note in each folder what is asked, in asked.json; where evaluation sets, sampling seeds, greedy answers or
+    exposure bias were added, as not yet done.
 
     Raises ValueError where something else was, whose results would pass for this one's; then nothing is noted.
     """
@@ -161,12 +161,17 @@ def _asked(folder: Path, now: Any) -> Any:
         old, new = before["request"], now["request"]
         more = {
             "sets": [*dict.fromkeys([*old["sets"], *new["sets"]])],
-            "seeds": new["seeds"],
-            "greedy": new["greedy"],
+            **{name: new[name] for name in ("seeds", "greedy", "exposure_prompts")},
         }
-        nothing_less = set(old["seeds"]) <= set(new["seeds"]) and old["greedy"] <= new["greedy"]
+        nothing_less = (
+            set(old["seeds"]) <= set(new["seeds"])
+            and old["greedy"] <= new["greedy"]
+            and old["exposure_prompts"] in (0, new["exposure_prompts"])
+        )
         wanted = {**now, "request": {**new, **more}}
-        if nothing_less and {**before, "request": {**old, **more}} == wanted:
+        # Where the teacher's answers lie follows from the rest.
+        then = {**before, "request": {**old, **more}, "teacher_answers": now["teacher_answers"]}
+        if nothing_less and then == wanted:
             return wanted
     raise ValueError(
         f"{folder} holds results under other settings: choose another --output, or remove that folder."
