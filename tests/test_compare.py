@@ -155,7 +155,7 @@ def test_sets_and_samples_added_later_are_measured_on_the_students_that_are_ther
     text = (
         text.replace("[kd, mine]", "[kd]")
         .replace("seeds: [1, 2]", "seeds: [1]")
-        .replace("limit: 6", "limit: 3, greedy: false")
+        .replace("limit: 6", "limit: 3, greedy: false, max_prompt_length: 9")
     )
     text = text.partition("judge:")[0]
 
@@ -168,6 +168,7 @@ def test_sets_and_samples_added_later_are_measured_on_the_students_that_are_ther
 
     assert asked("[vicuna]")[0] == ["vicuna"]
     run = folder / "out" / "runs" / "kd" / "seed-1"
+    assert json.loads((run / "asked.json").read_text())["request"]["max_prompt_length"] == 9
     student, noted = run / "student" / "model.safetensors", json.loads((run / "run.json").read_text())
     answers = run / "evaluation" / "vicuna" / "answers-student.jsonl"
     seen = [each.stat().st_mtime_ns for each in (student, answers)]

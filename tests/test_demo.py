@@ -56,8 +56,9 @@ def test_the_real_demo_at_a_few_steps(tmp_path):
     ended = subprocess.run(
         [
             sys.executable, "-m", "redistill", "demo", "--steps", "2", "--output", str(tmp_path / "demo"),
-            "--set", "data.eval_limit=8", "--set", "evaluation.max_new_tokens=16",
-            "--set", "training.per_device_train_batch_size=4",
+            "--set", "data.eval_limit=4", "--set", "evaluation.max_new_tokens=8", "--set", "evaluation.seeds=[10,20]",
+            "--set", "training.per_device_train_batch_size=2", "--set", "training.gradient_accumulation_steps=1",
+            "--set", "student.prune.prompts=8",
         ],
         capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip

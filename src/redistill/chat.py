@@ -130,8 +130,9 @@ def to_sample(
     Limits are in tokens, the closing one included. A response over the limit is cut and has no closing token,
     since its writer did not stop there. No reference: an empty response, for rollouts.
     A prompt over the limit is dropped (MiniLLM) or shortened. DistiLLM cuts the ids, and the template's end
-    with them; here the template stays whole and one text gets shorter: the context, else the longest turn, at
-    its end (an instruction stands first); with `plain` at its beginning. Not enough: dropped.
+    with them; here the template stays whole and one text gets shorter: the context, or, where that would have to go
+    whole, the longest turn, at its end (an instruction stands first); with `plain` at its beginning. Not enough:
+    dropped.
     A prompt of the teacher's own is written in the same way, before a pure `text` as plain text; its limit is
     `max_teacher_prompt_length` (None: none). teacher_tokenizer: where it is another, there always is such a prompt,
     in its ids and by its chat template.
@@ -240,7 +241,12 @@ def _within(
 def _shortened(
     example: Example, tokenizer: PreTrainedTokenizerBase, template: Template, system: str | None, limit: int
 ) -> tuple[int, ...]:
-    """The prompt with one text cut so that it fits, or the uncut one where no cut of that text is enough."""
+    """The prompt with one text cut so that it fits, or one that does not where no cut of that text is enough."""
+    bare = replace(example, context="")
+    if example.context and not _is_text_record(bare):
+        without = prompt_ids(bare, tokenizer, template=template, system=system)
+        if len(without) >= limit:
+            return without if len(without) == limit else _shortened(bare, tokenizer, template, system, limit)
     text, rebuilt = _cuttable(example)
 
     def ids_at(length: int) -> tuple[int, ...]:

@@ -53,6 +53,8 @@ class CompareEvaluation(Settings):
     """Of the sampled answers. MiniLLM's 1."""
     greedy: bool = True
     """Answer greedily too; the papers do not."""
+    max_prompt_length: Count | None = None
+    """Longest prompt, in tokens; longer ones are cut. null: the recipe's data.max_prompt_length."""
     max_new_tokens: Count = 256
     """Longest answer. MiniLLM's 512 less a prompt of 256."""
     batch_size: Count = 32
@@ -157,7 +159,7 @@ class Plan:
             top_p=asked.top_p,
             greedy=asked.greedy,
             template=config.data.template,
-            max_prompt_length=config.data.max_prompt_length,
+            max_prompt_length=asked.max_prompt_length or config.data.max_prompt_length,
             max_new_tokens=asked.max_new_tokens,
             batch_size=asked.batch_size,
             limit=asked.limit,
@@ -186,6 +188,7 @@ class Plan:
             limit=data.eval_limit,
             sets=(),
             seeds=(),
+            max_prompt_length=data.max_prompt_length,
             greedy=search is not None and search.by == "rougeL",
             exposure_prompts=0,
         )
