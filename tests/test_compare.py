@@ -450,6 +450,14 @@ def test_marks_bold_and_notes(folder):
         "1 ROUGE-L differences are not significant; the nearest (mine) would need about 4.0 times"
         in notes(plan, lines)
     )
+    seeds = replace(unclear, method="yours", rougeL_needs_prompts=None, rougeL_needs_seeds=1.5)
+    never = replace(unclear, method="theirs", rougeL_needs_prompts=None)
+    said = notes(plan, [*lines, seeds, never])
+    assert (
+        "3 ROUGE-L differences" in said
+        and "(yours) would need about 1.5 times as many training seeds" in said
+    )
+    assert "1 ROUGE-L differences are not significant; no number of prompts" in notes(plan, [kd, never])
     alike = [replace(each, exact_match=0.0) for each in lines]
     assert not any(cells(alike, each)[5][1] for each in alike), "no one leads where all are alike"
     assert "± over training seeds" in notes(plan, lines)

@@ -98,17 +98,32 @@ def notes(plan: Plan, lines: Sequence[Line]) -> str:
         f"{' and training seeds' if repeated else ''}, 5 %, Holm over {len(tested)} comparisons); bold: best of the "
         f"methods; ± over {'training' if repeated else 'sampling'} seeds; measured in {plan.request.dtype}."
     )
-    unclear = [line for line in tested if (line.rougeL_p or 0) > LEVEL and line.rougeL_needs_prompts]
+    unclear = [line for line in tested if (line.rougeL_p or 0) > LEVEL]
     if unclear:
-        nearest = min(unclear, key=lambda line: line.rougeL_needs_prompts or 0.0)
-        text += (
-            f" {len(unclear)} ROUGE-L differences are not significant; the nearest ({nearest.method}"
-            f"{' on ' + nearest.set if nearest.set else ''}) would need about {nearest.rougeL_needs_prompts:.1f} "
-            "times as many prompts."
-        )
+        text += f" {len(unclear)} ROUGE-L differences are not significant; {_what_would_tell(unclear)}."
     if tested and len(plan.comparison.seeds) < 3:
         text += " Fewer than three training seeds say little about the spread between runs."
     return text
+
+
+def _what_would_tell(unclear: Sequence[Line]) -> str:
+    """By how much more of prompts or training seeds the nearest of these lines would be told."""
+    amounts = {
+        (line, what): times
+        for line in unclear
+        for what, times in (
+            ("prompts", line.rougeL_needs_prompts),
+            ("training seeds", line.rougeL_needs_seeds),
+        )
+        if times is not None
+    }
+    if not amounts:
+        return "no number of prompts alone would tell them, nor of training seeds"
+    line, what = min(amounts, key=lambda each: amounts[each])
+    return (
+        f"the nearest ({line.method}{' on ' + line.set if line.set else ''}) would need about "
+        f"{amounts[line, what]:.1f} times as many {what}"
+    )
 
 
 def search_notes(plan: Plan, found: Mapping[str, Found]) -> list[str]:
