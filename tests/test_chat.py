@@ -178,16 +178,18 @@ def test_long_prompts_are_dropped_or_shortened_inside_the_template(tokenizer):
     kept = to_sample(Example("The lazy dog. " * 40 + "END", ("ok",)), tokenizer, **plain)
     assert 60 < len(kept.prompt) <= 64 and tokenizer.decode(kept.prompt).endswith("lazy dog. END")
 
-    # A task that is long by itself: what it is about goes whole, then its end.
-    both = Example("The lazy dog. " * 200 + "END", ("ok",), context="A river.")
-    for template in ("alpaca", "chat", "plain"):
-        limits = {**LIMITS, "template": template, "on_long_prompt": "truncate", "max_prompt_length": 150}
-        cut = to_sample(both, tokenizer, **limits)
-        text = tokenizer.decode(cut.prompt)
-        assert (
-            145 < len(cut.prompt) <= 150 and "river" not in text and ("END" in text) == (template == "plain")
-        )
-        assert text.endswith({"alpaca": "### Response:\n", "chat": "assistant\n", "plain": "END"}[template])
+    # A task that is long by itself: what it is about goes whole, then its end; no limit in between drops it.
+    both = Example("The lazy dog. " * 20 + "END", ("ok",), context="A river.")
+    ends = {"alpaca": "### Response:\n", "chat": "assistant\n", "plain": (".", "END")}
+    for template, end in ends.items():
+        limits = {**LIMITS, "template": template, "on_long_prompt": "truncate"}
+        most = len(to_sample(both, tokenizer, **{**limits, "max_prompt_length": 999}).prompt)
+        for limit in range(most, most - 60, -1):
+            cut = to_sample(both, tokenizer, **{**limits, "max_prompt_length": limit})
+            text = tokenizer.decode(cut.prompt)
+            assert len(cut.prompt) <= limit and text.endswith(end)
+            assert ("A river." in text) == (limit == most)
+        assert "END" in text if template == "plain" else "END" not in text
 
     hopeless = {**LIMITS, "on_long_prompt": "truncate", "max_prompt_length": 5}
     assert isinstance(to_sample(long, tokenizer, **hopeless), str)

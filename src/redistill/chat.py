@@ -242,11 +242,12 @@ def _shortened(
     example: Example, tokenizer: PreTrainedTokenizerBase, template: Template, system: str | None, limit: int
 ) -> tuple[int, ...]:
     """The prompt with one text cut so that it fits, or one that does not where no cut of that text is enough."""
+    least = None
     bare = replace(example, context="")
     if example.context and not _is_text_record(bare):
-        without = prompt_ids(bare, tokenizer, template=template, system=system)
-        if len(without) >= limit:
-            return without if len(without) == limit else _shortened(bare, tokenizer, template, system, limit)
+        least = prompt_ids(bare, tokenizer, template=template, system=system)
+        if len(least) > limit:
+            return _shortened(bare, tokenizer, template, system, limit)
     text, rebuilt = _cuttable(example)
 
     def ids_at(length: int) -> tuple[int, ...]:
@@ -254,7 +255,7 @@ def _shortened(
         return prompt_ids(rebuilt(kept), tokenizer, template=template, system=system)
 
     low, high = 0, len(text)  # ids_at(high) is too long
-    best = ids_at(high)
+    best = least or ids_at(high)
     while high - low > 1:
         middle = (low + high) // 2
         ids = ids_at(middle)
