@@ -108,22 +108,19 @@ def notes(plan: Plan, lines: Sequence[Line]) -> str:
 
 def _what_would_tell(unclear: Sequence[Line]) -> str:
     """By how much more of prompts or training seeds the nearest of these lines would be told."""
-    amounts = {
-        (line, what): times
+    amounts = [
+        (times, what, f"{line.method} on {line.set}" if line.set else line.method)
         for line in unclear
         for what, times in (
             ("prompts", line.rougeL_needs_prompts),
             ("training seeds", line.rougeL_needs_seeds),
         )
         if times is not None
-    }
+    ]
     if not amounts:
         return "no number of prompts alone would tell them, nor of training seeds"
-    line, what = min(amounts, key=lambda each: amounts[each])
-    return (
-        f"the nearest ({line.method}{' on ' + line.set if line.set else ''}) would need about "
-        f"{amounts[line, what]:.1f} times as many {what}"
-    )
+    times, what, name = min(amounts)
+    return f"the nearest ({name}) would need about {times:.1f} times as many {what}"
 
 
 def search_notes(plan: Plan, found: Mapping[str, Found]) -> list[str]:
