@@ -17,11 +17,11 @@ from test_docs import keys_under
 from redistill.evaluation.answers import prompt_scores
 from redistill.evaluation.readings import reference_divergences
 from redistill.evaluation.significance import holm, paired_bootstrap
-from redistill.report.curves import PANELS, Columns
+from redistill.report.curves import PANELS, Columns, curves
 from redistill.report.page import Report, render
 from redistill.report.plain import cut
 from redistill.report.server import serve
-from redistill.runlog import RunLog, Tail, write_whole
+from redistill.runlog import RunLog, Tail, read, write_whole
 
 
 def page_of(*folders):
@@ -42,7 +42,7 @@ def test_thinning_keeps_every_peak_and_the_mean():
         columns.add(
             {"step": step, "loss": value, "rare": value} if step % 7 == 0 else {"step": step, "loss": value}
         )
-    found = columns.curves(200)
+    found = curves([columns], 200)
     loss, rare = found["y"]["loss"], found["y"]["rare"]
     assert len(found["x"]) == len(loss["mean"]) == 200 and found["x"] == sorted(found["x"])
     assert max(loss["high"]) == 99 and min(loss["low"]) == -99
@@ -52,12 +52,37 @@ def test_thinning_keeps_every_peak_and_the_mean():
     short = Columns()
     for step in (3, 4, 9):
         short.add({"step": step, "loss": math.nan if step == 4 else step, "on": True, "name": "x"})
-    assert short.curves(200) == {
+    assert curves([short], 200) == {
         "x": [3, 4, 9],
         "y": {"loss": {"mean": [3, None, 9]}},
         "lost": {"loss": 1},
         "steps": 3,
     }
+
+
+def test_seeds_are_drawn_as_one_mean_with_a_band():
+    chance, runs = random.Random(2), [Columns(), Columns(), Columns()]
+    # The second ended earlier, the third logged every other step and lacks the key at one of them.
+    logged = [range(1, 1001), range(1, 601), range(1, 1001, 2)]
+    values = [{step: chance.gauss(n, 1) for step in steps} for n, steps in enumerate(logged)]
+    del values[2][5]
+    for run, steps, known in zip(runs, logged, values, strict=True):
+        for step in steps:
+            run.add({"step": step, **({"loss": known[step]} if step in known else {})})
+    every = curves(runs, 1000)
+    assert every["x"] == [*range(1, 1001)] and every["steps"] == 1000
+    for place, step in enumerate(every["x"]):
+        at = [known[step] for known in values if step in known]
+        found = [every["y"]["loss"][name][place] for name in ("mean", "low", "high")]
+        assert found == pytest.approx([sum(at) / len(at), min(at), max(at)], rel=1e-3)
+    thin = curves(runs, 10)
+    assert thin["x"] == [*range(51, 1000, 100)]
+    early = [value for known in values for step, value in known.items() if step <= 100]
+    loss = thin["y"]["loss"]
+    assert [loss["low"][0], loss["high"][0]] == pytest.approx([min(early), max(early)], rel=1e-3)
+    assert loss["mean"][0] == pytest.approx(sum(early) / len(early), rel=1e-3)
+    late = [value for known in (values[0], values[2]) for step, value in known.items() if step > 900]
+    assert loss["mean"][9] == pytest.approx(sum(late) / len(late), rel=1e-3)
 
 
 def test_a_growing_file_is_read_once_and_line_by_line(tmp_path):
@@ -188,8 +213,21 @@ def test_a_comparison_and_an_evaluation(tmp_path):
         "gkd has the highest ROUGE-L, 12.00 ± 0.40, above the baseline kd (10.00, p 0.002 after Holm)"
         in data["verdict"]["sentence"]
     )
-    assert [run["name"] for run in data["runs"]] == ["gkd, seed 1", "gkd, seed 2", "kd, seed 1", "kd, seed 2"]
-    assert [column["name"] for column in data["answers"]["columns"]] == ["teacher", "start", "gkd", "kd"]
+    assert [(run["name"], run["seeds"]) for run in data["runs"]] == [("kd", 2), ("gkd", 2)]
+    of_seeds = [list(read(compared / "runs" / "gkd" / f"seed-{seed}" / "steps.jsonl")) for seed in (1, 2)]
+    means = [(one["kl"] + two["kl"]) / 2 for one, two in zip(*of_seeds, strict=True)]
+    gkd = data["runs"][1]
+    assert gkd["curves"]["y"]["kl"]["mean"] == pytest.approx(means, rel=1e-3)
+    assert gkd["spent"]["whole"] == pytest.approx(
+        sum(each["seconds"] for run in of_seeds for each in run) / 2, rel=1e-3
+    )
+    assert gkd["recipe"]["training.seed"] == "3" and gkd["revisions"]["total"] == 24
+    assert [row["tests"].keys() for row in data["table"]][3] == {
+        "rougeL_mean",
+        "exact_match",
+        "kl_to_teacher",
+    }
+    assert [column["name"] for column in data["answers"]["columns"]] == ["teacher", "start", "kd", "gkd"]
     assert all(cell is not None for row in data["answers"]["rows"] for cell in row[4])
     evaluation = compared / "runs" / "kd" / "seed-1" / "evaluation"
     assert "kd reaches" in page_of(evaluation)[0]["verdict"]["sentence"]
@@ -296,9 +334,9 @@ def test_two_runs_are_told_apart_by_their_kept_answers(run, tmp_path):
     (first, second) = [row for row in data["table"] if row["role"] == "after"]
     assert first["between"] == {} and set(second["between"]) == {"rougeL_mean", "kl_to_teacher"}
     expected = []
-    for read, kind in ((prompt_scores, "answers"), (reference_divergences, "references")):
+    for scores_of, kind in ((prompt_scores, "answers"), (reference_divergences, "references")):
         files = [folder / kind / "student-after.jsonl" for folder in (other, run)]
-        expected.append(paired_bootstrap(*map(read, files)))
+        expected.append(paired_bootstrap(*map(scores_of, files)))
     adjusted = holm([each.p_value for each in expected])
     for found, wanted, p in zip(second["between"].values(), expected, adjusted, strict=True):
         assert found["against"] == "one" and found["prompts"] == 16

@@ -104,6 +104,25 @@ def test_every_control_works_and_nothing_is_fetched(browser, run, tmp_path):
         opened.page.close()
 
 
+def test_a_comparison_draws_its_methods_by_colours_that_differ(browser, tmp_path):
+    opened = Opened(browser, written(tmp_path, make_comparison(tmp_path / "compared", further=9)))
+    chips = opened.page.locator("#curve-tools .chip")
+    assert [chips.nth(n).inner_text() for n in (0, 1, 2)] == ["kd", "gkd", "more-0"]
+    assert chips.count() == 11 and opened.page.locator("#curve-tools .chip[aria-pressed=true]").count() == 8
+    note = opened.page.locator("#curve-tools .note")
+    assert "8 of 11 are drawn" in note.inner_text() and "mean over its training seeds" in note.inner_text()
+    chips.nth(10).click()
+    assert (
+        "9 of 11" in note.inner_text()
+        and "more-8" in opened.page.locator(".panel .legend").first.inner_text()
+    )
+    assert "11 methods, 13 runs" in opened.page.locator("#heading").inner_text()
+    interval = opened.page.locator("#table tbody tr").nth(3).locator("svg.range")
+    assert interval.get_attribute("aria-label") == "ROUGE-L +2.00, from +1.10 to +2.90"
+    assert opened.wrong == []
+    opened.page.close()
+
+
 def test_what_models_wrote_is_shown_as_text(browser, run, tmp_path):
     opened = Opened(browser, written(tmp_path, run))
     page = opened.page

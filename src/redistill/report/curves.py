@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from redistill.report.plain import short
 
 NOT_DRAWN = ("step", "progress")
+PHASE = "seconds_"
 
 
 class Panel(NamedTuple):
@@ -202,17 +204,47 @@ class Columns:
         column = self._columns.get(key, ())
         return [*column, *[math.nan] * (len(self.steps) - len(column))]
 
-    def curves(self, most: int) -> dict[str, Any]:
-        """`x`, and under `y` each key's `mean` with, where several steps share a point, `low` and `high`; `lost`: how
-        many values of a key are not finite. None is a gap. At most `most` points."""
-        edges = _edges(len(self.steps), most)
-        thinned = len(edges) - 1 < len(self.steps)
-        x = [
-            self.steps[(a + b) // 2] if thinned else self.steps[a]
-            for a, b in zip(edges, edges[1:], strict=False)
+    @property
+    def lost(self) -> dict[str, int]:
+        """How many values of a key are not finite."""
+        return dict(self._lost)
+
+    def pieces(self, key: str, cuts: Sequence[int]) -> list[list[float]]:
+        """What is finite under `key` between each two places of `cuts`."""
+        column = self._columns.get(key, ())
+        return [
+            [value for value in column[start:stop] if math.isfinite(value)]
+            for start, stop in zip(cuts, cuts[1:], strict=False)
         ]
-        y = {key: _thinned(self._columns[key], edges) for key in self._columns if key not in NOT_DRAWN}
-        return {"x": x, "y": y, "lost": dict(self._lost), "steps": len(self.steps)}
+
+
+def curves(runs: Sequence[Columns], most: int) -> dict[str, Any]:
+    """The curves of a run, or of several that are drawn as one: the seeds of a method.
+
+    `x`, and under `y` each key's `mean` with, where several values share a point, `low` and `high`; `lost`: how many
+    values of a key are not finite. None is a gap. At most `most` points.
+    """
+    steps = runs[0].steps if len(runs) == 1 else sorted({step for run in runs for step in run.steps})
+    edges = _edges(len(steps), most)
+    thinned = len(edges) - 1 < len(steps)
+    x = [steps[(a + b) // 2] if thinned else steps[a] for a, b in zip(edges, edges[1:], strict=False)]
+    cuts = (
+        [edges]
+        if len(runs) == 1
+        else [_cuts(run.steps, [steps[edge] for edge in edges[:-1]]) for run in runs]
+    )
+    names = dict.fromkeys(key for run in runs for key in run.names if key not in NOT_DRAWN)
+    y = {key: _summed([run.pieces(key, cut) for run, cut in zip(runs, cuts, strict=True)]) for key in names}
+    lost = {key: sum(run.lost.get(key, 0) for run in runs) for run in runs for key in run.lost}
+    return {"x": x, "y": y, "lost": lost, "steps": len(steps)}
+
+
+def spent(runs: Sequence[Columns]) -> dict[str, Any]:
+    """Seconds of all steps of a run, or of a method's runs on average: `whole`, and by `phases`."""
+    names = dict.fromkeys(key for run in runs for key in run.names if key.startswith(PHASE))
+    mean = {key: math.fsum(run.total(key) for run in runs) / len(runs) for key in ("seconds", *names)}
+    phases = {name.removeprefix(PHASE): short(mean[name]) for name in names}
+    return {"whole": short(mean["seconds"]), "phases": phases}
 
 
 def _edges(count: int, most: int) -> list[int]:
@@ -220,12 +252,18 @@ def _edges(count: int, most: int) -> list[int]:
     return [round(place * count / pieces) for place in range(pieces + 1)] if pieces else [0]
 
 
-def _thinned(column: Sequence[float], edges: Sequence[int]) -> dict[str, list[float | None]]:
+def _cuts(steps: Sequence[int], first: Sequence[int]) -> list[int]:
+    """Where, in a run's `steps`, the points begin whose first steps are `first`; and its end."""
+    return [*(bisect_left(steps, step) for step in first), len(steps)]
+
+
+def _summed(pieces: Sequence[Sequence[Sequence[float]]]) -> dict[str, list[float | None]]:
+    """pieces: of each run, of each point, the values."""
     mean: list[float | None] = []
     low: list[float | None] = []
     high: list[float | None] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
-        known = [value for value in column[start:stop] if math.isfinite(value)]
+    for of_runs in zip(*pieces, strict=True):
+        known = [value for values in of_runs for value in values]
         mean.append(short(math.fsum(known) / len(known)) if known else None)
         low.append(short(min(known)) if known else None)
         high.append(short(max(known)) if known else None)

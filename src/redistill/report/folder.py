@@ -12,6 +12,7 @@ from redistill.report.answers import Column
 from redistill.report.curves import Columns
 from redistill.report.plain import number, short
 from redistill.report.revisions import Revisions
+from redistill.report.scores import table_rows
 from redistill.report.views import Views
 from redistill.runlog import Tail
 
@@ -35,14 +36,13 @@ def kind_of(folder: Path) -> Kind:
     return "run"
 
 
-def runs_in(folder: Path) -> list[tuple[str, Path]]:
-    """The runs of a comparison by name, METHOD or METHOD, seed N."""
-    found = sorted(folder.glob("runs/*/seed-*"), key=lambda path: (path.parent.name, _seed(path)))
-    several = len(found) > len({path.parent for path in found})
-    return [
-        (f"{path.parent.name}, {path.name.replace('-', ' ')}" if several else path.parent.name, path)
-        for path in found
-    ]
+def runs_in(folder: Path) -> list[tuple[str, list[Path]]]:
+    """The methods of a comparison, in the order of its table, each with its runs, seed by seed."""
+    seeds: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("runs/*/seed-*"), key=lambda path: (path.parent.name, _seed(path))):
+        seeds.setdefault(path.parent.name, []).append(path)
+    order = [row["name"] for row in table_rows(folder)]
+    return sorted(seeds.items(), key=lambda found: order.index(found[0]) if found[0] in order else len(order))
 
 
 def _seed(path: Path) -> int:
@@ -62,9 +62,8 @@ def answer_columns(folder: Path, kind: Kind) -> list[Column]:
     if kind == "evaluation":
         return _measured(folder, "student", "after", "teacher")
     columns = _measured(folder / "before", "start", "before", "teacher")
-    for method in dict.fromkeys(path.parent for _, path in runs_in(folder)):
-        first = min(method.glob("seed-*"), key=_seed)
-        columns += _measured(first / "evaluation", method.name, "after", None)
+    for method, seeds in runs_in(folder):
+        columns += _measured(seeds[0] / "evaluation", method, "after", None)
     return columns
 
 
@@ -80,14 +79,13 @@ def _measured(folder: Path, student: str, role: str, teacher: str | None) -> lis
 class Run:
     """One run folder; `read` takes in what was added since the last call.
 
-    name: how the page calls it. most_revisions: how many are kept for the page.
+    most_revisions: how many are kept for the page; 0: only the curves are read, neither revisions nor close views.
     """
 
-    def __init__(self, folder: Path, name: str, most_revisions: int) -> None:
-        self.folder, self.name, self._most = folder, name, most_revisions
-        self._tails = {
-            kind: Tail(folder / f"{kind}.jsonl") for kind in ("steps", "evaluations", "revisions", "views")
-        }
+    def __init__(self, folder: Path, most_revisions: int) -> None:
+        self.folder, self._most = folder, most_revisions
+        kinds = ("steps", "evaluations", "revisions", "views") if most_revisions else ("steps", "evaluations")
+        self._tails = {kind: Tail(folder / f"{kind}.jsonl") for kind in kinds}
         self.steps, self.evaluations, self.revisions, self.views = (
             Columns(),
             Columns(),
@@ -110,11 +108,6 @@ class Run:
             taker = getattr(self, kind)
             for record in records:
                 taker.add(record)
-
-    def phases(self) -> dict[str, float | None]:
-        """Seconds of all steps by phase."""
-        names = [key for key in self.steps.names if key.startswith("seconds_")]
-        return {name.removeprefix("seconds_"): short(self.steps.total(name)) for name in names}
 
     def recipe(self) -> dict[str, Any]:
         """Every setting of the run by its full name; empty where recipe.yaml is not there or no recipe."""
@@ -176,7 +169,7 @@ class Run:
 def watched(folders: Sequence[Path]) -> Iterator[Path]:
     """The files whose change is a change of the page."""
     for folder in folders:
-        runs = [folder, *(path for _, path in runs_in(folder))]
+        runs = [folder, *(path for _, seeds in runs_in(folder) for path in seeds)]
         for run in runs:
             yield from sorted(run.glob("*.jsonl"))
             yield from (run / name for name in SEARCHED)

@@ -8,12 +8,12 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redistill.report import verdict
 from redistill.report.answers import Column, side_by_side
 from redistill.report.between import Kept, tell_apart
-from redistill.report.curves import PANELS
+from redistill.report.curves import PANELS, curves, spent
 from redistill.report.drawing import asset, script_of, style_of
 from redistill.report.folder import Kind, Run, answer_columns, kind_of, runs_in
 from redistill.report.plain import text
@@ -37,6 +37,18 @@ STYLES = ("colours", "page", "marks", "sections")
 ANSWERS_BYTES, VIEWS_BYTES, REVISIONS, POINTS = 1_400_000, 900_000, 240, 1000
 
 
+class Drawn(NamedTuple):
+    """What the page draws as one: a run, or a method of a comparison with its runs, seed by seed."""
+
+    name: str
+    runs: Sequence[Run]
+
+    @property
+    def first(self) -> Run:
+        """Whose revisions, close views and settings stand for all."""
+        return self.runs[0]
+
+
 class Report:
     """Some folders as the data of a page, read anew at each call; what was read of a growing file stays read.
 
@@ -50,22 +62,17 @@ class Report:
                     f"{folder} is no folder: give the run folder that `redistill train --output` wrote."
                 )
         self.folders = [Path(folder) for folder in folders]
-        self._runs: dict[Path, Run] = {}
+        self._runs: dict[tuple[Path, bool], Run] = {}
 
     def data(self) -> dict[str, Any]:
         """What the page shows, as plain JSON values; `docs/report.md` says what is thinned and how."""
         kinds: list[Kind] = [kind_of(folder) for folder in self.folders]
         names = _names(self.folders)
-        listed = _runs_of(self.folders, kinds, names)
-        share = max(1, len(listed))
-        runs, rows, columns, kept = [], [], [], []
-        for name, folder in listed:
-            run = self._runs.setdefault(folder, Run(folder, name, max(24, REVISIONS // share)))
-            run.name = name  # a comparison that grows tells its runs apart by more
-            run.read()
-            runs.append(run)
+        listed = _listed(self.folders, kinds, names)
+        drawn = [Drawn(name, self._read(folders, len(listed))) for name, folders in listed]
+        rows, columns, kept = [], [], []
         for folder, kind, name in zip(self.folders, kinds, names, strict=True):
-            own = next((place for place, run in enumerate(runs) if run.folder == folder), None)
+            own = next((place for place, each in enumerate(drawn) if each.first.folder == folder), None)
             found = table_rows(folder) if kind == "comparison" else run_rows(folder, name, own)
             answered = answer_columns(folder, kind)
             rows += found
@@ -74,18 +81,30 @@ class Report:
         untested = tell_apart(kept)
         rows = alike(rows)
         answers = side_by_side(columns, ANSWERS_BYTES)
-        described = [_described(n, run, rows, bool(answers["rows"]), share) for n, run in enumerate(runs)]
+        described = [
+            _described(n, each, rows, bool(answers["rows"]), len(drawn)) for n, each in enumerate(drawn)
+        ]
         return {
             "version": "",
             "title": ", ".join(names),
             "kinds": kinds,
             "made": time.strftime("%Y-%m-%d %H:%M", time.localtime()),
-            "verdict": _verdict(kinds, rows, runs, described, untested)._asdict(),
+            "verdict": _verdict(kinds, rows, drawn, described, untested)._asdict(),
             "table": rows,
             "runs": described,
             "panels": [panel._asdict() for panel in PANELS],
             "answers": answers,
         }
+
+    def _read(self, folders: Sequence[Path], share: int) -> list[Run]:
+        """The runs in `folders`, the first whole and of the others the curves, with what is new in them."""
+        runs = []
+        for place, folder in enumerate(folders):
+            most = 0 if place else max(24, REVISIONS // share)
+            run = self._runs.setdefault((folder, not place), Run(folder, most))
+            run.read()
+            runs.append(run)
+        return runs
 
 
 def render(data: dict[str, Any], *, live: bool = False) -> str:
@@ -124,14 +143,17 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _runs_of(folders: Sequence[Path], kinds: Sequence[Kind], names: Sequence[str]) -> list[tuple[str, Path]]:
+def _listed(
+    folders: Sequence[Path], kinds: Sequence[Kind], names: Sequence[str]
+) -> list[tuple[str, list[Path]]]:
+    """What is drawn as one, by name, with its run folders."""
     listed = []
     for folder, kind, name in zip(folders, kinds, names, strict=True):
         if kind == "run":
-            listed.append((name, folder))
+            listed.append((name, [folder]))
         elif kind == "comparison":
             prefix = f"{name}: " if len(folders) > 1 else ""
-            listed += [(prefix + run, path) for run, path in runs_in(folder)]
+            listed += [(prefix + method, seeds) for method, seeds in runs_in(folder)]
     return listed
 
 
@@ -151,20 +173,22 @@ def _kept(rows: Sequence[Row], columns: Sequence[Column]) -> list[Kept]:
     return [Kept(row, files[row["set"]]) for row in rows if row["role"] == "after" and row["set"] in files]
 
 
-def _described(number: int, run: Run, rows: Sequence[Row], answers: bool, share: int) -> dict[str, Any]:
-    recipe, points, views_bytes = run.recipe(), int(POINTS / share**0.5), VIEWS_BYTES // share
+def _described(number: int, drawn: Drawn, rows: Sequence[Row], answers: bool, share: int) -> dict[str, Any]:
+    run, points = drawn.first, int(POINTS / share**0.5)
+    recipe = run.recipe()
     measured = any(row["run"] == number and row["role"] == "after" for row in rows)
     measured = measured or (run.folder / "evaluation" / "results.json").is_file()
     return {
-        "name": run.name,
+        "name": drawn.name,
+        "seeds": len(drawn.runs),
         "names": names_of(recipe),
         "recipe": recipe_text(recipe),
         "state": run.state(recipe),
-        "curves": run.steps.curves(points),
-        "phases": run.phases(),
-        "evaluations": run.evaluations.curves(points),
+        "curves": curves([each.steps for each in drawn.runs], points),
+        "spent": spent([each.steps for each in drawn.runs]),
+        "evaluations": curves([each.evaluations for each in drawn.runs], points),
         "revisions": run.revisions.data(),
-        "views": run.views.data(views_bytes),
+        "views": run.views.data(VIEWS_BYTES // share),
         "missing": run.missing(rows=measured, answers=answers),
     }
 
@@ -190,15 +214,16 @@ def recipe_text(recipe: dict[str, Any]) -> dict[str, str]:
 def _verdict(
     kinds: Sequence[Kind],
     rows: Sequence[Row],
-    runs: Sequence[Run],
+    drawn: Sequence[Drawn],
     described: Sequence[dict[str, Any]],
     untested: Sequence[str],
 ) -> verdict.Verdict:
     if "comparison" in kinds and len(kinds) == 1:
         return verdict.of_comparison(rows)
     if list(kinds) == ["run"]:
-        weights = sum(file.stat().st_size for file in runs[0].folder.glob("student/*.safetensors"))
-        return verdict.of_run(rows, runs[0].steps, described[0]["state"], weights)
+        run = drawn[0].first
+        weights = sum(file.stat().st_size for file in run.folder.glob("student/*.safetensors"))
+        return verdict.of_run(rows, run.steps, described[0]["state"], weights)
     if kinds and all(kind == "evaluation" for kind in kinds) and len(kinds) == 1:
         return verdict.of_evaluation(rows)
-    return verdict.of_runs(rows, [(run.name, run.steps) for run in runs], untested)
+    return verdict.of_runs(rows, [(each.name, each.first.steps) for each in drawn], untested)

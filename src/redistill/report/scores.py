@@ -58,7 +58,7 @@ def table_rows(folder: Path) -> list[Row]:
         row = _row({**line, "name": line.get("method")}, "", None)
         row["role"] = ROLES.get(row["name"], "method")
         row["baseline"] = row["name"] == baseline
-        for metric, column in (("rougeL", "rougeL_mean"), ("kl", "kl_to_teacher")):
+        for metric, column in (("rougeL", "rougeL_mean"), ("exact", "exact_match"), ("kl", "kl_to_teacher")):
             values = {key: line.get(f"{metric}_{key}") for key in ("difference", "low", "high", "p")}
             if number(values["p"]) is not None:
                 row["tests"][column] = _test(values, baseline)

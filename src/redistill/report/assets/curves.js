@@ -13,9 +13,11 @@ const logField = h('label', { class: 'field' }, h('input', { type: 'checkbox', o
 const rangeText = h('span', { class: 'range-text' });
 const wholeButton = h('button', { type: 'button', onclick: () => setRange(null) }, 'Whole run');
 const runChips = h('div', { class: 'chips', role: 'group', 'aria-label': 'Runs that are drawn' });
+const curveNote = h('p', { class: 'note' });
+store.data.runs.slice(COLOURS).forEach((run) => store.off.add(run.name)); // two of one colour are not told apart
 fill($('curve-tools'), smoothField, logField, h('div', { class: 'field' },
   h('button', { type: 'button', 'aria-label': 'Zoom in', onclick: () => zoom(0.6, null) }, '+'),
-  h('button', { type: 'button', 'aria-label': 'Zoom out', onclick: () => zoom(1 / 0.6, null) }, '−'), wholeButton, rangeText), runChips);
+  h('button', { type: 'button', 'aria-label': 'Zoom out', onclick: () => zoom(1 / 0.6, null) }, '−'), wholeButton, rangeText), runChips, curveNote);
 
 function showRange() {
   wholeButton.disabled = !store.range;
@@ -28,6 +30,8 @@ sections.curves = () => {
     if (!store.off.delete(run.name)) store.off.add(run.name);
     sections.curves();
   } }, swatch(place, 0), shown(run.name))));
+  curveNote.textContent = [store.off.size > 0 && `${visible().length} of ${data.runs.length} are drawn: choose above.`,
+    data.runs.some((run) => run.seeds > 1) && 'Of each method the mean over its training seeds, with a band from the least to the greatest.'].filter(Boolean).join(' ');
   const known = new Set(data.panels.flatMap((panel) => [...Object.keys(panel.keys), ...Object.keys(panel.points)]));
   const rest = new Set(data.runs.flatMap((run) => Object.keys(run.curves.y)).filter((key) => !known.has(key) && !key.startsWith(PHASES) && key !== 'seconds'));
   const panels = [...data.panels, ...[...rest].map((key) => ({ title: key, unit: '', about: 'A key of steps.jsonl that this page has no words for.', keys: { [key]: key }, points: {} }))];
@@ -80,16 +84,16 @@ function phaseSeries() {
 
 /** Share of the time of all steps, one bar for each run. */
 function phases() {
-  const names = [...new Set(visible().flatMap(({ run }) => Object.keys(run.phases)))];
+  const names = [...new Set(visible().flatMap(({ run }) => Object.keys(run.spent.phases)))];
   if (!names.length) { $('phases-h').hidden = true; fill($('phases')); return; }
   $('phases-h').hidden = false;
-  const longest = Math.max(...visible().map(({ run }) => run.state.seconds || 0));
+  const longest = Math.max(...visible().map(({ run }) => run.spent.whole || 0));
   fill($('phases'),
     h('ul', { class: 'legend wide-legend' }, names.map((name, n) => h('li', {}, s('svg', { class: 'swatch', viewBox: '0 0 22 8', 'aria-hidden': 'true' }, s('rect', { width: 22, height: 8, rx: 2, fill: colour(n) })), h('span', {}, name)))),
     visible().map(({ run }) => {
-      const whole = run.state.seconds || 1;
-      return h('div', { class: 'bar-row' }, h('span', { class: 'bar-name' }, several() ? shown(run.name) : 'all steps', h('small', {}, ' ' + duration(run.state.seconds))),
-        h('div', { class: 'stacked', role: 'img', 'aria-label': names.map((name) => `${name} ${percent((run.phases[name] || 0) / whole)}`).join(', '), vars: { '--w': (100 * whole) / longest + '%' } },
-          names.map((name, n) => h('span', { class: 'piece', title: `${name}: ${duration(run.phases[name])}, ${percent((run.phases[name] || 0) / whole)}`, vars: { '--w': (100 * (run.phases[name] || 0)) / whole + '%', '--c': colour(n) } }))));
+      const whole = run.spent.whole || 1;
+      return h('div', { class: 'bar-row' }, h('span', { class: 'bar-name' }, several() ? shown(run.name) : 'all steps', h('small', {}, ' ' + duration(run.spent.whole))),
+        h('div', { class: 'stacked', role: 'img', 'aria-label': names.map((name) => `${name} ${percent((run.spent.phases[name] || 0) / whole)}`).join(', '), vars: { '--w': (100 * whole) / longest + '%' } },
+          names.map((name, n) => h('span', { class: 'piece', title: `${name}: ${duration(run.spent.phases[name])}, ${percent((run.spent.phases[name] || 0) / whole)}`, vars: { '--w': (100 * (run.spent.phases[name] || 0)) / whole + '%', '--c': colour(n) } }))));
     }));
 }

@@ -43,7 +43,7 @@ function progressText(state) {
 function headline(data, single) {
   const names = single && single.names;
   if (names && names[0] && names[1]) return [...shown(names[0]), h('span', { class: 'arrow', 'aria-label': ' distilled into ' }, ' → '), ...shown(names[1])];
-  if (data.kinds.includes('comparison')) return `${plural(data.runs.length, 'run', 'runs')} of one comparison`;
+  if (data.kinds.every((kind) => kind === 'comparison')) return `${plural(data.runs.length, 'method', 'methods')}, ${plural(data.runs.reduce((sum, run) => sum + run.seeds, 0), 'run', 'runs')}`;
   return data.kinds.every((kind) => kind === 'evaluation') ? shown(data.title) : data.runs.length > 1 ? `${data.runs.length} runs side by side` : shown(data.title);
 }
 
@@ -61,12 +61,15 @@ function table(rows, name) {
   const leaders = Object.fromEntries(['rougeL_mean', 'rougeL_greedy', 'kl_to_teacher', 'perplexity'].map((key) => [key, best(key)]));
   const scale = rows.reduce((most, row) => Math.max(most, (row.rougeL_mean ?? 0) + (row.rougeL_std ?? 0), row.rougeL_greedy ?? 0), 0);
   const goal = rows.find((row) => row.role === 'teacher');
+  // Methods that lie close together are told apart by their difference from the baseline, not on a line from 0.
+  const widest = Math.max(0, ...rows.filter((row) => row.role === 'method').map((row) => row.tests.rougeL_mean).filter(Boolean).flatMap((test) => [Math.abs(test.low ?? 0), Math.abs(test.high ?? 0)]));
+  const plot = (row) => (widest ? changePlot(row.tests.rougeL_mean, widest) : rangePlot(row, scale, goal));
   const head = h('tr', {}, h('th', { scope: 'col' }, 'Model'), columns.map(([, title]) => h('th', { scope: 'col', class: 'n' }, title)),
-    scale > 0 && h('th', { scope: 'col', class: 'plot' }, 'ROUGE-L'), tested && h('th', { scope: 'col', class: 'change' }, against.size === 1 ? ['Change from ', shown([...against][0])] : 'Change'));
+    scale > 0 && h('th', { scope: 'col', class: 'plot' }, widest ? 'Change in ROUGE-L' : 'ROUGE-L'), tested && h('th', { scope: 'col', class: 'change' }, against.size === 1 ? ['Change from ', shown([...against][0])] : 'Change'));
   const body = rows.map((row) => h('tr', { class: 'role-' + row.role },
     h('th', { scope: 'row' }, shown(row.name), of && row.of ? h('small', { class: 'of' }, shown(row.of)) : null, row.baseline ? h('small', {}, ' baseline') : null, row.failed ? h('small', { class: 'bad' }, ` ${row.failed} failed`) : null),
     columns.map(([key, , format]) => h('td', { class: 'n' + (leaders[key] !== null && leaders[key] === row[key] && students.includes(row) ? ' best' : '') }, row[key] === null ? '–' : format(row[key], row), mark(row, key))),
-    scale > 0 && h('td', { class: 'plot' }, rangePlot(row, scale, goal)),
+    scale > 0 && h('td', { class: 'plot' }, plot(row)),
     tested && h('td', { class: 'change' }, change(row, against.size > 1))));
   return [
     name && h('h3', {}, shown(name)),
@@ -78,6 +81,7 @@ function table(rows, name) {
 function tableNote(rows, tested, leaders) {
   const said = [];
   if (rows.some((row) => row.rougeL_std !== null)) said.push(rows.some((row) => row.runs > 1) ? '± is the standard deviation over training seeds.' : '± is the standard deviation over the seeds of sampling.');
+  if (rows.some((row) => row.role === 'method' && row.tests.rougeL_mean)) said.push('The line is the 95 % interval of the difference in ROUGE-L from the baseline (dashed), the dot filled where it is significant.');
   if (tested) said.push('▲ better, ▼ worse at 5 %, by paired bootstrap over prompts with Holm’s correction.');
   if (Object.values(leaders).some((each) => each !== null)) said.push('Bold: the best student.');
   said.push('KL in nats per token. ');
@@ -91,10 +95,20 @@ function arrow(key, test) {
 }
 /** A row's tests: against the student before, then against the first of several runs. */
 const tests = (row) => [...Object.entries(row.tests), ...Object.entries(row.between)].filter(([, test]) => test.difference !== null);
+const decimals = (key) => (key === 'kl_to_teacher' ? 3 : 2);
 function change(row, named) {
   return tests(row).map(([key, test], n, all) => h('div', {}, named && (n === 0 || all[n - 1][1].against !== test.against) && h('small', {}, 'against ', shown(test.against)),
-    h('b', {}, ({ rougeL_mean: 'ROUGE-L', rougeL_greedy: 'ROUGE-L greedy', kl_to_teacher: 'KL' }[key] || key) + ' ' + signed(test.difference, key === 'kl_to_teacher' ? 3 : 2)),
-    h('span', {}, ` [${signed(test.low, 2)}, ${signed(test.high, 2)}] ${test.p === null ? '' : pText(test.p)}`), named && arrow(key, test)));
+    h('b', {}, ({ rougeL_mean: 'ROUGE-L', rougeL_greedy: 'ROUGE-L greedy', kl_to_teacher: 'KL', exact_match: 'Exact' }[key] || key) + ' ' + signed(test.difference, decimals(key))),
+    h('span', {}, ` [${signed(test.low, decimals(key))}, ${signed(test.high, decimals(key))}] ${test.p === null ? '' : pText(test.p)}`), named && arrow(key, test)));
+}
+/** A difference and its interval about 0, filled where it is significant; `widest`: what reaches the edge. */
+function changePlot(test, widest) {
+  if (!test || test.difference === null) return null;
+  const wide = 120, x = (each) => wide / 2 + (each / widest) * (wide / 2 - 8), sure = test.p !== null && test.p <= 0.05;
+  return s('svg', { class: 'range', viewBox: `0 0 ${wide} 20`, role: 'img', 'aria-label': `ROUGE-L ${signed(test.difference, 2)}, from ${signed(test.low, 2)} to ${signed(test.high, 2)}` },
+    s('line', { class: 'goal', x1: x(0), x2: x(0), y1: 1, y2: 19 }),
+    test.low !== null && s('line', { class: 'spread', x1: x(test.low), x2: x(test.high), y1: 10, y2: 10 }),
+    s('circle', { class: sure ? 'mean' : 'mean unsure', cx: x(test.difference), cy: 10, r: 4 }));
 }
 /** Mean and spread on a line from 0, the teacher's mean as a dashed line. */
 function rangePlot(row, scale, goal) {

@@ -11,7 +11,7 @@ sections.settings = () => {
     h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Setting'), runs.map((run) => h('th', { scope: 'col' }, runs.length > 1 ? shown(run.name) : 'Value')))),
     h('tbody', {}, list.map((name) => h('tr', {}, h('th', { scope: 'row' }, name), runs.map((run) => h('td', {}, run.recipe[name] === undefined ? '–' : shown(run.recipe[name]))))))));
   fill($('settings-body'),
-    runs.length > 1 && [h('p', { class: 'lead' }, differ.length ? `${plural(differ.length, 'setting differs', 'settings differ')} between these runs.` : 'The runs have the same settings.'), differ.length > 0 && rows(differ)],
+    runs.length > 1 && [h('p', { class: 'lead' }, differ.length ? `${plural(differ.length, 'setting differs', 'settings differ')} between these runs.` : 'The runs have the same settings.', firstOnly()), differ.length > 0 && rows(differ)],
     h('details', { open }, h('summary', {}, `All ${names.length} settings`), rows(names)));
 };
 

@@ -36,7 +36,7 @@ sections.revisions = () => {
   $('revision-split').hidden = $('revision-tools').hidden = !total;
   emptyNote('revisions', !total && 'No revision was recorded: SCRG writes them when an answer of the student is corrected.');
   revisionCount.textContent = `${plural(revisionRows.length, 'revision', 'revisions')} listed` + (all.length < total ? ` of ${total.toLocaleString('en-US')}: the newest, and those that helped and hurt most` : '') +
-    `. The teacher’s log-likelihood rose in ${helped.toLocaleString('en-US')} of all ${total.toLocaleString('en-US')}.`;
+    `. The teacher’s log-likelihood rose in ${helped.toLocaleString('en-US')} of all ${total.toLocaleString('en-US')}.` + firstOnly();
   if (!revisionRows.some((row) => revisionKey(row) === pen.chosen)) pen.chosen = revisionRows.length ? revisionKey(revisionRows[0]) : null;
   fill(revisionList, revisionRows.map((row) => h('li', {}, h('button', { type: 'button', 'aria-current': String(revisionKey(row) === pen.chosen), onclick: () => choose(row) },
     h('span', { class: 'line' }, h('span', {}, `step ${row.step ?? '–'}` + (several() ? ' · ' + row.run : '')), gainText(row)),

@@ -14,6 +14,8 @@ const DASHES = ['', '7 3', '2 3', '9 3 2 3', '12 4', '4 2 1 2'];
 
 const several = () => store.data.runs.length > 1;
 const visible = () => store.data.runs.map((run, place) => ({ run, place })).filter(({ run }) => !store.off.has(run.name));
+/** Of a method with several seeds one run stands for all, where single answers are shown. */
+const firstOnly = () => (store.data.runs.some((run) => run.seeds > 1) ? ' Of each method: its first training seed.' : '');
 const colour = (place) => `var(--s${place % COLOURS})`;
 const dash = (place) => DASHES[place % DASHES.length] || null;
 
