@@ -6,12 +6,15 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import EOS_ID, tiny_llama, tiny_tokenizer
 
+from redistill import commands
 from redistill.evaluation.answers import prompt_scores, read_answers
 from redistill.evaluation.exposure import answer_divergences, excess_error
 from redistill.evaluation.harness import evaluate_model
 from redistill.evaluation.kept import Keep
+from redistill.evaluation.pairs import Evaluated
 from redistill.evaluation.results import SetRecord, peak_memory_bytes, write_results
 from redistill.evaluation.rouge import rouge_l
 from redistill.evaluation.score import (
@@ -25,6 +28,9 @@ from redistill.evaluation.score import (
     summarize,
 )
 from redistill.generate import generate
+from redistill.judging import JudgeRequest, judge_folders
+from redistill.measure import Request
+from redistill.runlog import alone
 from redistill.sample import Sample
 from redistill.sampling import Sampling
 from redistill.versions import git_hash
@@ -292,6 +298,23 @@ def test_what_cannot_be_evaluated_is_said(pair):
         evaluate(*pair, references=(*REFERENCES[:2], (), REFERENCES[3]))
     with pytest.raises(ValueError, match="4 prompts but 3"):
         evaluate(*pair, references=REFERENCES[:3])
+    positions = pair[0].config.max_position_embeddings
+    with pytest.raises(
+        ValueError, match=rf"may have {positions + 5} tokens, and the models have {positions} positions"
+    ):
+        evaluate(*pair, max_new_tokens=positions + 5 - max(len(sample.prompt) for sample in samples()))
+    with pytest.raises(ValueError, match="no prompt leaves room"):
+        evaluate(*pair, max_length=1)
+
+
+def test_a_second_evaluation_keeps_off_a_folder_that_is_in_use(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "Ho"}\n')
+    request = Request(data=str(tmp_path / "data.jsonl"))
+    with alone(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another evaluation is at work"):
+        commands.evaluate("none", None, request, tmp_path / "out", Console())
+    with alone(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another judge is at work"):
+        folder = Evaluated(tmp_path)
+        judge_folders("none", folder, folder, JudgeRequest(), tmp_path / "out", Console())
 
 
 def test_results_file(tmp_path):

@@ -29,7 +29,7 @@ from redistill.loading import best_device
 from redistill.marking import Question, load_models
 from redistill.measure import Place, Request, SetBench, load_sets, record_of
 from redistill.models import load_model, load_tokenizer, shared_vocabulary
-from redistill.runlog import write_whole
+from redistill.runlog import alone, write_whole
 from redistill.sample import Sample
 from redistill.scoring import Score, TeacherToken
 from redistill.versions import made_with
@@ -63,43 +63,45 @@ def evaluate(
     tasks, include_path: of lm-evaluation-harness, besides the sets or, without any, alone.
     anew: delete what lies in `output` from other settings instead of refusing to go on.
     """
-    started = time.perf_counter()
-    if tasks:
-        evaluate_tasks(model_name, tasks, request, output, console, include_path=include_path)
-        if not (request.data or request.sets):
-            return []
-    sets = load_sets(request)
-    tokenizer = load_tokenizer(model_name)
-    device = best_device()
-    model = load_model(model_name, dtype=request.dtype, device=device)
-    teacher = load_model(teacher_name, dtype=request.dtype, device=device) if teacher_name else None
-    vocabulary = _vocabulary(tokenizer, model, teacher_name, teacher)
-    bench = SetBench(tokenizer, vocabulary, request, console, "anew" if anew else "refuse")
-    measured = []
-    for asked in sets:
-        rows, file = [], _answers_file(teacher_answers, asked)
-        if teacher is not None and teacher_name is not None and teacher_row:
-            place = Place(output, asked, "teacher")
-            rows.append(bench.row(f"{_short(teacher_name)} (teacher)", teacher, teacher, place))
-            file = file or place.file("answers")
-        place = Place(output, asked, "student")
-        rows.append(bench.row(_short(model_name), model, teacher, place, teacher_answers=file))
-        measured.append(Measured(record_of(asked), rows))
-        _print_measured(console, measured[-1])
-    write_results(
-        output / "results.json",
-        [row for each in measured for row in each.rows],
-        seeds=list(request.seeds),
-        seconds=time.perf_counter() - started,
-        peak_memory_bytes=peak_memory_bytes(),
-        sets=[each.set for each in measured],
-        template=request.template,
-        model=model_name,
-        teacher=teacher_name,
-        request=asdict(request),
-    )
-    console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
-    return measured
+    busy = f"another evaluation is at work in {output}: wait for it, stop it, or choose another --output."
+    with alone(output / ".lock", busy=busy):
+        started = time.perf_counter()
+        if tasks:
+            evaluate_tasks(model_name, tasks, request, output, console, include_path=include_path)
+            if not (request.data or request.sets):
+                return []
+        sets = load_sets(request)
+        tokenizer = load_tokenizer(model_name)
+        device = best_device()
+        model = load_model(model_name, dtype=request.dtype, device=device)
+        teacher = load_model(teacher_name, dtype=request.dtype, device=device) if teacher_name else None
+        vocabulary = _vocabulary(tokenizer, model, teacher_name, teacher)
+        bench = SetBench(tokenizer, vocabulary, request, console, "anew" if anew else "refuse")
+        measured = []
+        for asked in sets:
+            rows, file = [], _answers_file(teacher_answers, asked)
+            if teacher is not None and teacher_name is not None and teacher_row:
+                place = Place(output, asked, "teacher")
+                rows.append(bench.row(f"{_short(teacher_name)} (teacher)", teacher, teacher, place))
+                file = file or place.file("answers")
+            place = Place(output, asked, "student")
+            rows.append(bench.row(_short(model_name), model, teacher, place, teacher_answers=file))
+            measured.append(Measured(record_of(asked), rows))
+            _print_measured(console, measured[-1])
+        write_results(
+            output / "results.json",
+            [row for each in measured for row in each.rows],
+            seeds=list(request.seeds),
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=peak_memory_bytes(),
+            sets=[each.set for each in measured],
+            template=request.template,
+            model=model_name,
+            teacher=teacher_name,
+            request=asdict(request),
+        )
+        console.print(f"Answers and results.json lie in {output}.", soft_wrap=True, highlight=False)
+        return measured
 
 
 def evaluate_tasks(

@@ -21,7 +21,7 @@ from redistill.evaluation.pairs import Evaluated, PairedSet, pair_folders
 from redistill.evaluation.results import peak_memory_bytes
 from redistill.loading import best_device
 from redistill.models import load_model, load_tokenizer
-from redistill.runlog import write_whole
+from redistill.runlog import alone, write_whole
 from redistill.versions import made_with
 
 
@@ -137,28 +137,32 @@ def judge_folders(
 
     The folders are looked at before the judge is loaded. Errors: those of `pair_folders` and `judge_sets`.
     """
-    started = time.perf_counter()
-    paired = pair_folders(first, second, sets=request.sets, limit=request.limit)
-    for each in paired:
-        _say_empty(each, first, second, console)
-    judged = judge_sets(load_judge(judge_name, request.dtype), paired, output, console, request, anew=anew)
-    record = {
-        "rows": [each.record() for each in judged],
-        "judge": judge_name,
-        "first": _side(first),
-        "second": _side(second),
-        "template": paired[0].template,
-        **made_with(),
-        "seconds": time.perf_counter() - started,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "settings": asdict(request),
-    }
-    write_whole(output / "judge.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
-    console.print()
-    console.print(Text(f"Wins are those of {first} over {second}."), soft_wrap=True)
-    console.print(judge_table([(each.paired.label, each.verdicts) for each in judged]))
-    console.print(f"Judgements and judge.json lie in {output}.", soft_wrap=True, highlight=False)
-    return judged
+    busy = f"another judge is at work in {output}: wait for it, stop it, or choose another --output."
+    with alone(output / ".lock", busy=busy):
+        started = time.perf_counter()
+        paired = pair_folders(first, second, sets=request.sets, limit=request.limit)
+        for each in paired:
+            _say_empty(each, first, second, console)
+        judged = judge_sets(
+            load_judge(judge_name, request.dtype), paired, output, console, request, anew=anew
+        )
+        record = {
+            "rows": [each.record() for each in judged],
+            "judge": judge_name,
+            "first": _side(first),
+            "second": _side(second),
+            "template": paired[0].template,
+            **made_with(),
+            "seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "settings": asdict(request),
+        }
+        write_whole(output / "judge.json", json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        console.print()
+        console.print(Text(f"Wins are those of {first} over {second}."), soft_wrap=True)
+        console.print(judge_table([(each.paired.label, each.verdicts) for each in judged]))
+        console.print(f"Judgements and judge.json lie in {output}.", soft_wrap=True, highlight=False)
+        return judged
 
 
 def _side(side: Evaluated) -> dict[str, str]:

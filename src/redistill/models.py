@@ -100,6 +100,11 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     )
 
 
+def positions_of(model: nn.Module) -> int | None:
+    """The most tokens of a sequence, by the model's config; None where it states none."""
+    return plain_model(model).config.get_text_config().to_dict().get("max_position_embeddings")
+
+
 def head_of(model: nn.Module, vocabulary: int) -> Head:
     """The model's `Head`, its logits cut to `vocabulary` columns (see `shared_vocabulary`).
 
@@ -281,12 +286,11 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    targets = settings.target_modules
     options: dict[str, Any] = {
         "r": settings.r,
         "lora_alpha": settings.lora_alpha,
         "lora_dropout": settings.lora_dropout,
-        "target_modules": list(targets) if isinstance(targets, tuple) else targets,
+        "target_modules": list(names) if isinstance(names := settings.target_modules, tuple) else names,
     }
     try:
         wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))

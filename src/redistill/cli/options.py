@@ -34,13 +34,13 @@ def terminal() -> Console:
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The names in "a,b"."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """The names in "a,b", each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def integers(text: str, option: str) -> tuple[int, ...]:
-    """The numbers in "1,2", which was given for `option`. Raises ValueError for anything else."""
+    """The numbers in "1,2", each once, which was given for `option`. Raises ValueError for anything else."""
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
     except ValueError:
         raise ValueError(f"{option} is {text!r}: give whole numbers with commas, like 10,20,30") from None

@@ -13,7 +13,7 @@ from redistill.compare.plan import read_plan
 from redistill.compare.runs import begin, run_all
 from redistill.compare.table import notes, search_notes, to_tables, write_table
 from redistill.compare.trials import find_settings
-from redistill.compare.verdicts import judge_methods, verdict_notes
+from redistill.compare.verdicts import judge_methods, look_for_judge, verdict_notes
 from redistill.runlog import alone
 
 
@@ -27,17 +27,18 @@ def compare(plan_file: Path, output: Path, console: Console, *, jobs: int | None
         console.print(f"warning: {doubt}", style="yellow", highlight=False)
     busy = f"another comparison is at work in {output}: wait for it, stop it, or choose another --output."
     with alone(output / ".lock", busy=busy):
+        look_for_judge(plan, output)
         start = begin(plan, output, console)
         found = find_settings(plan, start, output, console)
         runs = run_all(plan, found, start, output, console)
     lines = make_lines(plan, runs, output, found)
-    verdicts = judge_methods(plan, runs, output, console)
-    remarks = [each for each in (search_notes(plan, found), verdict_notes(plan, verdicts)) if each]
-    more = {
-        "search": {method: asdict(each) for method, each in found.items()},
-        "judge": [asdict(each) for each in verdicts],
-    }
-    write_table(plan, lines, output, remarks, more)
+    searched = {"search": {method: asdict(each) for method, each in found.items()}}
+    remarks = [search_notes(plan, found)]
+    write_table(plan, lines, output, remarks, {**searched, "judge": []})
+    if plan.comparison.judge is not None:  # what the table says is there whatever becomes of the judge
+        verdicts = judge_methods(plan, runs, output, console)
+        remarks.append(verdict_notes(plan, verdicts))
+        write_table(plan, lines, output, remarks, {**searched, "judge": [asdict(each) for each in verdicts]})
     for table in to_tables(lines):
         console.print()
         console.print(table)

@@ -116,7 +116,11 @@ def _outcome(child: _Child, console: Console) -> str:
         console.print(f"{child.job.name}: done in {_duration(seconds)}", highlight=False)
         return ""
     said = (child.job.folder / "log.txt").read_bytes()[child.log_begins :].decode(errors="replace")
-    why = _last_words(said) or (f"killed by {signal.Signals(-code).name}" if code < 0 else "it said nothing")
+    why = _last_words(said) or "it said nothing"
+    if code < 0:
+        name = signal.Signals(-code).name
+        often = ", as a system does that has no memory left" if name == "SIGKILL" else ""
+        why = f"killed by {name}{often}; its last words: {why}"
     console.print(f"{child.job.name}: failed after {_duration(seconds)}: {why}", style="red", highlight=False)
     return why
 

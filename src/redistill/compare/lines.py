@@ -178,14 +178,14 @@ def _tested(plan: Plan, runs: Sequence[Run], lines: list[Line]) -> list[Line]:
 def _pair(
     runs: Sequence[Run], method: str, baseline: str, name: str, metric: str
 ) -> tuple[list[list[float]], list[list[float]]] | None:
-    """[training seeds, prompts] of both, over the seeds that both came to the end of."""
+    """[training seeds, prompts] of both, over the seeds that both came to the end of; of two prompts or more."""
     by = {(run.method, run.seed): run.folder / "evaluation" / name for run in runs if not run.failed}
     seeds = [seed for m, seed in by if m == method and (baseline, seed) in by]
     if not seeds:
         return None
     one, other = ([_scores(by[who, seed], metric) for seed in seeds] for who in (method, baseline))
-    told = any(map(any, [*one, *other])) if metric == "exact" else bool(one[0])
-    return (one, other) if told else None
+    told = any(map(any, [*one, *other])) if metric == "exact" else True
+    return (one, other) if told and len(one[0]) > 1 else None
 
 
 def _scores(folder: Path, metric: str) -> list[float]:

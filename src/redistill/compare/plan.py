@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from redistill.compare.search import TRIAL_SEED, CompareSearch, Point
+from redistill.compare.search import FIXED, TRIAL_SEED, CompareSearch, Point
 from redistill.config import Config, ConfigError, load_config
 from redistill.config_faults import faults, listed
 from redistill.measure import Request, load_sets
@@ -19,6 +19,9 @@ from redistill.methods import Method, find_method, read_methods
 from redistill.settings import Count, DType, Index, Positive, Settings, Text
 from redistill.splits import heldout_of
 from redistill.yaml_lines import YamlError, read_yaml
+
+SHARED = ("data.template", "data.system", "data.max_prompt_length")
+"""What says how prompts are written, beside student and teacher."""
 
 Seeds = Annotated[tuple[Index, ...], Field(strict=False, min_length=1)]
 
@@ -72,8 +75,8 @@ class CompareJudge(Settings):
 
     model: Text
     """Hub id or folder."""
-    dtype: Text = "auto"
-    """float32, bfloat16, float16 or auto."""
+    dtype: DType | Literal["auto"] = "auto"
+    """Its number format; auto: that of its files."""
     limit: Count | None = None
     """Only the first so many prompts of each set; null: all."""
     batch_size: Count = 8
@@ -131,7 +134,11 @@ class Plan:
         budget = self.comparison.budget
         settings = {**self.methods[method].settings, **settings, "training.seed": seed}
         if budget.steps is not None:
-            settings["training.max_steps"] = budget.steps
+            settings |= {
+                "training.max_steps": budget.steps,
+                "budget.student_tokens": None,
+                "budget.seconds": None,
+            }
         else:
             settings |= {"budget.student_tokens": budget.student_tokens, "budget.seconds": budget.seconds}
         return [f"{name}={json.dumps(value)}" for name, value in settings.items()]
@@ -239,13 +246,36 @@ def _check(plan: Plan, path: Path) -> None:
         raise ConfigError(f"{path}: evaluation needs sets or path, one of the two.")
     if plan.baseline not in asked.methods:
         raise ConfigError(f"{path}: the baseline {plan.baseline} is none of the methods.")
-    for name, values in (("methods", asked.methods), ("seeds", asked.seeds)):
+    lists = {
+        "methods": asked.methods,
+        "seeds": asked.seeds,
+        "evaluation.sets": asked.evaluation.sets,
+        "evaluation.seeds": asked.evaluation.seeds,
+    }
+    for name, values in lists.items():
         if len(set(values)) != len(values):
             raise ConfigError(f"{path}: {name} names one twice.")
+    for name, method in plan.methods.items():
+        if name in ("teacher", "start"):
+            raise ConfigError(
+                f"{path}: the table has a row {name} of its own: give your method another name."
+            )
+        for setting in method.settings:
+            if _shared(setting):
+                raise ConfigError(
+                    f"{path}: {name} sets {setting}, which all methods share: set it in the recipe."
+                )
     for fault in asked.search.faults(asked.methods) if asked.search else ():
         raise ConfigError(f"{path}: {fault}")
     if asked.search and TRIAL_SEED in asked.seeds:
         raise ConfigError(f"{path}: the seed {TRIAL_SEED} is that of the search's trials: choose another.")
+
+
+def _shared(setting: str) -> bool:
+    """Whether what is trained from, learnt from or asked hangs on it, or whether the comparison itself sets it."""
+    if setting.startswith(("student.", "teacher.")):
+        return not setting.startswith("student.lora")
+    return setting in SHARED or setting in FIXED or setting.startswith("budget.")
 
 
 def _check_heldout(plan: Plan, path: Path) -> None:

@@ -11,7 +11,8 @@ OUTPUT/runs/METHOD/seed-N/evaluation/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from redistill.compare.jobs import Job, run_jobs
 from redistill.compare.plan import Plan
 from redistill.compare.search import Found, Point
 from redistill.config import Config
-from redistill.measure import Request
+from redistill.evaluation.readings import reference_divergences
+from redistill.evaluation.suites import Asked
+from redistill.measure import Request, load_sets, record_of
 from redistill.models import load_tokenizer
 from redistill.prepare import load_student, load_teacher
 from redistill.runlog import read, write_whole
@@ -51,10 +54,15 @@ class Run:
 def begin(plan: Plan, output: Path, console: Console) -> str:
     """Where every student begins (see `start_of`); that and the teacher are measured.
 
-    Raises ValueError where `output` holds results of other settings.
+    Raises ValueError where `output` holds results of other settings or other data, and where what is to be asked is
+    not there; then nothing is noted.
     """
-    start = start_of(plan.common, output)
-    search = plan.comparison.search
+    config, search = plan.common, plan.comparison.search
+    _same_data(output / "before", load_sets(plan.request), plan.request.limit)
+    start = start_of(config, output)
+    if config.student.prune is not None:
+        # Of the runs' recipes none says how the start was made.
+        keep_to({output / "start": config.student.prune.model_dump(mode="json")})
     asked: dict[Path, Any] = {output / "before": Task(plan.request, plan.teacher, model=start)}
     for method in plan.comparison.methods:
         # Whether a method's settings were searched for, and among what, must not change under its results.
@@ -66,6 +74,21 @@ def begin(plan: Plan, output: Path, console: Console) -> str:
     keep_to(asked)
     _measure_before(output / "before", console)
     return start
+
+
+def _same_data(folder: Path, sets: Sequence[Asked], limit: int | None) -> None:
+    """Raises ValueError where the data of a set are not those that were measured in `folder`, with the same limit."""
+    path, noted = folder / "results.json", _noted(folder)
+    if noted is None or noted["request"]["limit"] != limit or not path.is_file():
+        return
+    measured = json.loads(path.read_text(encoding="utf-8"))["sets"]
+    versions = {each["name"]: each["version"] for each in measured}
+    for record in map(record_of, sets):
+        if (before := versions.get(record.name, record.version)) != record.version:
+            raise ValueError(
+                f"{record.source} has changed since this folder was begun (version {before}, now {record.version}): "
+                "put back what was there, or choose another --output."
+            )
 
 
 def run_all(plan: Plan, found: Mapping[str, Found], start: str, output: Path, console: Console) -> list[Run]:
@@ -168,6 +191,10 @@ def _asked(folder: Path, now: Any) -> Any:
             and old["greedy"] <= new["greedy"]
             and old["exposure_prompts"] in (0, new["exposure_prompts"])
         )
+        if nothing_less and old["exposure_prompts"] and old["seeds"][0] != new["seeds"][0]:
+            raise ValueError(
+                f"{folder}: exposure bias was measured with the evaluation seed {old['seeds'][0]}: name it first."
+            )
         wanted = {**now, "request": {**new, **more}}
         # Where the teacher's answers lie follows from the rest.
         then = {**before, "request": {**old, **more}, "teacher_answers": now["teacher_answers"]}
@@ -227,6 +254,7 @@ def read_run(folder: Path) -> Run | None:
 
 def _note(run: Run, failed: str) -> None:
     """What the run log tells of a run that ended, in run.json."""
+    failed = failed or _not_finite(run.folder / "evaluation")
     steps = list(read(run.folder / "steps.jsonl"))
     memory = run.folder / "memory.json"
     run = replace(
@@ -238,3 +266,11 @@ def _note(run: Run, failed: str) -> None:
         failed=failed,
     )
     write_whole(run.folder / "run.json", json.dumps({**asdict(run), "folder": str(run.folder)}, indent=1))
+
+
+def _not_finite(evaluation: Path) -> str:
+    """Why a student that was trained and measured is none, or ""."""
+    readings = evaluation.glob("**/references-student.jsonl")
+    if all(math.isfinite(value) for path in readings for value in reference_divergences(path)):
+        return ""
+    return "its student says nothing any more: its KL to the teacher is not a number (a lower learning rate?)"

@@ -32,7 +32,7 @@ def write_table(
     more: Mapping[str, Any],
 ) -> None:
     """table.json, table.csv and table.md in `output`. remarks: texts under the table, each a first line and what it
-    leads to. more: what else goes into table.json."""
+    leads to, or nothing. more: what else goes into table.json."""
     record = {
         "lines": [asdict(line) for line in lines],
         "baseline": plan.baseline,
@@ -93,10 +93,16 @@ def notes(plan: Plan, lines: Sequence[Line]) -> str:
     """What the marks mean, and what the table cannot tell."""
     tested = [line for line in lines if line.rougeL_p is not None]
     repeated = any(line.runs > 1 for line in lines)
+    if not tested and any(line.method not in ("teacher", "start", plan.baseline) for line in lines):
+        return (
+            f"Nothing was tested against {plan.baseline}: it takes two prompts, and a training seed under which both "
+            f"came to their end. Measured in {plan.request.dtype}."
+        )
+    over = "training seeds, of teacher and start over sampling seeds" if repeated else "sampling seeds"
     text = (
         f"▲ better, ▼ worse than {plan.baseline} (paired bootstrap over prompts"
         f"{' and training seeds' if repeated else ''}, 5 %, Holm over {len(tested)} comparisons); bold: best of the "
-        f"methods; ± over {'training' if repeated else 'sampling'} seeds; measured in {plan.request.dtype}."
+        f"methods; ± over {over}; measured in {plan.request.dtype}."
     )
     unclear = [line for line in tested if (line.rougeL_p or 0) > LEVEL]
     if unclear:
@@ -155,7 +161,7 @@ def to_markdown(plan: Plan, lines: Sequence[Line], remarks: Sequence[Sequence[st
             parts.append(f"| {' | '.join(row)} |")
         parts.append("")
     parts += [notes(plan, lines), ""]
-    for first, *rest in remarks:
+    for first, *rest in filter(None, remarks):
         parts += [first, "", *(f"- {line}" for line in rest), ""]
     return "\n".join(parts)
 

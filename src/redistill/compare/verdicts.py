@@ -18,6 +18,7 @@ from redistill.compare.runs import Run, keep_to
 from redistill.evaluation.pairs import Evaluated, pair_folders
 from redistill.evaluation.significance import holm, paired_bootstrap
 from redistill.judging import Judged, JudgeRequest, judge_sets, load_judge
+from redistill.models import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,23 @@ class Verdict:
     position_bias: float
 
 
-def judge_methods(plan: Plan, runs: Sequence[Run], output: Path, console: Console) -> list[Verdict]:
-    """Every verdict, the judgements kept and gone on with; none where the comparison names no judge.
+def look_for_judge(plan: Plan, output: Path) -> None:
+    """What can be said of the judge before hours of training.
 
-    Raises ValueError where `output` holds another judge's.
+    Raises ValueError where it is not there, and where `output` holds another judge's verdicts.
     """
+    asked = plan.comparison.judge
+    if asked is not None:
+        load_tokenizer(asked.model)
+        keep_to({output / "judge": {**asked.model_dump(), "baseline": plan.baseline}})
+
+
+def judge_methods(plan: Plan, runs: Sequence[Run], output: Path, console: Console) -> list[Verdict]:
+    """Every verdict, the judgements kept and gone on with; a run's are made anew where its answers have become more.
+    None where the comparison names no judge."""
     asked, baseline = plan.comparison.judge, plan.baseline
     if asked is None:
         return []
-    keep_to({output / "judge": {**asked.model_dump(), "baseline": baseline}})
     good = {(run.method, run.seed): run.folder / "evaluation" for run in runs if not run.failed}
     judge = load_judge(asked.model, asked.dtype)
     judged: dict[tuple[str, str], list[Judged]] = {}
@@ -61,7 +70,7 @@ def judge_methods(plan: Plan, runs: Sequence[Run], output: Path, console: Consol
         place = output / "judge" / method / f"seed-{seed}"
         request = JudgeRequest(batch_size=asked.batch_size)
         wanted = [each for each in paired if each.name in (plan.request.sets or ("",))]
-        for each in judge_sets(judge, wanted, place, console, request):
+        for each in judge_sets(judge, wanted, place, console, request, anew=True):
             judged.setdefault((each.paired.name, method), []).append(each)
     verdicts = [_summed_up(*key, each) for key, each in judged.items()]
     adjusted = holm([each.p for each in verdicts])

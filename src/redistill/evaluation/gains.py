@@ -30,7 +30,7 @@ class Gain:
 
 
 def gains(folder: Path, of: str, against: str) -> list[Gain]:
-    """Of two rows that were measured into one run folder.
+    """Of two rows that were measured into one run folder; none of a single prompt.
 
     Errors: ValueError where one of the two has not every answer.
     """
@@ -39,7 +39,7 @@ def gains(folder: Path, of: str, against: str) -> list[Gain]:
         "rougeL_mean": [prompt_scores(folder / "answers" / name) for name in names],
         "kl_to_teacher": [reference_divergences(folder / "references" / name) for name in names],
     }
-    found = {metric: paired_bootstrap(*pair) for metric, pair in scores.items() if all(pair)}
+    found = {metric: paired_bootstrap(*pair) for metric, pair in scores.items() if len(pair[0]) > 1}
     adjusted = holm([each.p_value for each in found.values()])
     return [
         Gain(of, against, metric, each.difference, each.low, each.high, p, each.prompts)

@@ -31,7 +31,7 @@ from redistill.evaluation.score import (
     share_cut,
     summarize,
 )
-from redistill.models import parameter_count
+from redistill.models import parameter_count, positions_of
 from redistill.sample import Sample
 
 if TYPE_CHECKING:
@@ -72,12 +72,13 @@ def evaluate_model(
     progress: called with (what is done now, prompts done, prompts in all).
     The same seeds give the same row but for `tokens_per_second`, broken off or not. No gradients; modes are
     left as found.
-    Errors: ValueError without samples, for a sample without reference answers, for lists of unequal length,
-    and those of `KeptLines`.
+    Errors: ValueError without samples, for a sample without reference answers, for lists of unequal length, for
+    prompts that leave no room for an answer, for more tokens than a model has positions, and those of `KeptLines`.
     """
     _check_references(samples, references)
     samples = [each.for_teacher() for each in samples] if model is teacher else samples
     limits = [_limit(sample, max_new_tokens, max_length) for sample in samples]
+    _check_lengths(samples, limits, [each for each in (model, teacher) if each is not None])
     writing = Writing(tuple(seeds), temperature, top_p, greedy, batch_size, eos, vocabulary)
     theirs = teacher_answers[: len(samples)] if seeds and teacher is not None and teacher is not model else ()
     passes = len(writing.seeds) + writing.greedy
@@ -99,6 +100,25 @@ def evaluate_model(
 
 def _limit(sample: Sample, max_new_tokens: int, max_length: int | None) -> int:
     return max_new_tokens if max_length is None else min(max_new_tokens, max_length - len(sample.prompt))
+
+
+def _check_lengths(
+    samples: Sequence[Sample], limits: Sequence[int], models: Sequence[PreTrainedModel]
+) -> None:
+    if max(limits) < 1:
+        raise ValueError(
+            "no prompt leaves room for an answer: allow more tokens of prompt and answer together."
+        )
+    longest = max(
+        len(sample.prompt) + max(limit, len(sample.response))
+        for sample, limit in zip(samples, limits, strict=True)
+    )
+    positions = min((known for each in models if (known := positions_of(each)) is not None), default=longest)
+    if longest > positions:
+        raise ValueError(
+            f"prompt and answer together may have {longest} tokens, and the models have {positions} positions: lower "
+            "max_new_tokens or max_prompt_length."
+        )
 
 
 def _row(

@@ -10,7 +10,7 @@ import torch
 
 from redistill.batch import Row, collate, to_device
 from redistill.generate import answering
-from redistill.models import head_of, hidden_states, plain_model
+from redistill.models import head_of, hidden_states, plain_model, positions_of
 from redistill.sample import Sample
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ReplyReader:
 
     def check_lengths(self, prompts: Iterable[Ids]) -> None:
         """Raises ValueError where a prompt with its longest reply has more tokens than the model has positions."""
-        positions = plain_model(self.model).config.get_text_config().to_dict().get("max_position_embeddings")
+        positions = positions_of(self.model)
         longest = max(map(len, prompts)) + max(map(len, self.spines))
         if positions is not None and longest > positions:
             raise ValueError(

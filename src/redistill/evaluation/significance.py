@@ -27,7 +27,7 @@ class Comparison:
     """`a` less `b` on the same prompts and the same training seeds.
 
     difference: the mean over seeds and prompts, in the unit of the scores. low, high: its interval.
-    p_value: two-sided, 1 where nothing differs, never under 2 / (resamples + 1).
+    p_value: two-sided, 1 where nothing differs and for a single prompt, never under 2 / (resamples + 1).
     seeds, prompts: how many of each. from_seeds, from_prompts, from_both: what of the variance of
     `difference` falls with more training seeds, with more prompts, and with either; with one seed the first
     cannot be seen and is None, and all that is seen falls with prompts.
@@ -82,8 +82,8 @@ def paired_bootstrap(
     drawn = _draws(d, resamples, np.random.default_rng(seed))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     below, above = (1 + int(side.sum()) for side in (drawn <= 0, drawn >= 0))
-    p_value = min(1.0, 2 * min(below, above) / (resamples + 1))
     seeds, prompts = d.shape
+    p_value = min(1.0, 2 * min(below, above) / (resamples + 1)) if prompts > 1 else 1.0
     return Comparison(float(d.mean()), float(low), float(high), p_value, seeds, prompts, *_variances(d))
 
 
