@@ -7,6 +7,7 @@ import torch
 
 from redistill import losses
 from redistill.losses import f_divergences as f
+from redistill.losses.quantile import first_largest
 
 SHAPES = [(4, 16), (1, 7), (3, 37)]
 RESTS = ["bucket", "drop", "renormalize"]
@@ -212,6 +213,28 @@ def test_keep_target_keeps_the_argmax_and_nothing_else():
     nothing = losses.dac_terms(student, teacher, shut, shut, keep_target=False)
     assert (nothing.retained_classes == 0).all()
     torch.testing.assert_close(nothing.divergence, torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_of_equal_classes_the_first_is_the_target():
+    generator = torch.Generator().manual_seed(3)
+    for size in (5, 64, 129, 1000, 4099):
+        values = torch.randint(0, 4, (200, size), generator=generator).float()
+        values[:50] = 1.0
+        values[50:60] = -torch.inf
+        values[60:70, -1] = 9.0
+        assert torch.equal(first_largest(values), values.argmax(-1))
+
+
+def test_with_the_target_kept_the_upper_level_cuts_only_what_is_below_it():
+    teacher = torch.randn(300, 211, generator=torch.Generator().manual_seed(4))
+    teacher[:200] *= 3
+    student, most = torch.zeros_like(teacher), teacher.softmax(-1).amax(-1)
+    at = [torch.full((300,), level) for level in (0.05, 0.95, 1.0)]
+    both, tail = (losses.dac_kl(student, teacher, at[0], upper) for upper in at[1:])
+    inert = most > 0.05 + 1e-6
+    assert 200 <= inert.sum() < 290
+    torch.testing.assert_close(both[inert], tail[inert], rtol=1e-6, atol=1e-7)
+    assert (both[~inert] - tail[~inert]).abs().min() > 1e-5
 
 
 def test_a_sharp_sigmoid_edge_comes_near_the_exact_one():

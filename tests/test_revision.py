@@ -230,6 +230,24 @@ def test_a_real_pair_is_scored_as_one_position_at_a_time_would_be():
             assert after.response[: error + 1] == (*sample.response[:error], best[error])
 
 
+@pytest.mark.parametrize("barring", ["both", "teacher", "student"])
+def test_barred_ids_leave_every_score_finite(barring):
+    pair = _, teacher = tiny_gpt2(seed=1), tiny_gpt2(seed=2)
+    for model in pair:
+        model.lm_head = torch.nn.Linear(model.config.n_embd, VOCAB).requires_grad_(False)
+        barred = barring in ("both", "teacher" if model is teacher else "student")
+        model.lm_head.bias[-5:] = -math.inf if barred else 0.0
+    said = Sample((1, 2, 3), (4, VOCAB - 2, 6, 7), origin="rollout")
+    (found,) = scores_of(pair, [said], vocabulary=VOCAB)
+    assert all(each.isfinite().all() for each in found.fields())
+    # As far apart as log-probabilities can be, where one model cannot say what the other can.
+    worst = int(found.kl.argmax())
+    assert (found.kl[worst] > 1000) == (barring == "student")
+    assert (found.reward[1] < -9e4) == (barring == "teacher") and (found.reward[1] > 9e4) == (
+        barring == "student"
+    )
+
+
 def test_the_teachers_word_is_drawn_from_its_own_distribution():
     pair = tables(TEACHER | {2: {5: 0.6, 3: 0.3}})
     total = 3000

@@ -65,9 +65,11 @@ class PolicySettings(Settings):
     length_normalization: bool = True
     """The reward of what follows is divided by its number of tokens (MiniLLM, Eq. 5)."""
     whiten: bool = True
-    """Advantages of one optimizer step are shifted and scaled to mean 0, deviation 1 (MiniLLM's code)."""
+    """Advantages of one optimizer step are shifted and scaled to mean 0, deviation 1 (MiniLLM's code); not that of
+    an answer's last token, which nothing follows."""
     clip: Positive = 0.2
-    """The importance weight counts between 1 - clip and 1 + clip only (PPO; MiniLLM's code)."""
+    """An importance weight above 1 + clip raises a good token no further, one below 1 - clip lowers a bad one no
+    further; otherwise it counts whole (PPO; MiniLLM's code)."""
 
 
 class ObjectiveSettings(Settings):
@@ -108,5 +110,6 @@ class ObjectiveSettings(Settings):
     """Fuse the elementwise part of the loss with torch.compile: it gains little on a CPU, where most of DAC-KL is the
     search for its edges. Needs a C++ compiler there, Triton on a GPU; the first steps wait for the compilation."""
     float32_logits: bool = True
-    """Logits of a bfloat16 or float16 head, and their gradients, in float32. false: rounded to 16 bits as in the
-    model's own forward, for half the memory; then many classes look equal to DAC-KL, and float16 loses gradients."""
+    """Logits of a bfloat16 or float16 head, and their gradients, in float32, in the loss (what SCRG reads is in the
+    model's own format). false: rounded to 16 bits as in the model's own forward, for half the memory; then many
+    classes look equal to DAC-KL, and float16 loses gradients."""

@@ -26,16 +26,20 @@ def with_advantages(
 
     behaviour: log((1 - a) q(y_t) + a p(y_t)) with a = `teacher_mix`, in nats.
     advantages: R_t = sum over t' > t of log p(y_t') - log q(y_t'), divided by the number of those t' with
-    `length_normalization`; 0 for the last token. `whiten`: over all tokens given, to mean 0 and deviation 1.
-    The authors' code counts the token itself in R_t too, although the single-step term already does; the
-    paper (Eq. 5) and we do not.
+    `length_normalization`; 0 for the last token. `whiten`: over all tokens that others follow, to mean 0 and
+    deviation 1; the last stays at 0, as shifted it would always pass for a good one: every end, and every cut.
+    The authors' code counts the token itself in R_t too, although the single-step term already does, and so
+    has no such zero; the paper (Eq. 5) and we do not.
     """
     behaviour = [_mixture(score, teacher_mix) for score in scores]
     returns = [rewards_to_go(score, settings.length_normalization) for score in scores]
-    if settings.whiten and sum(len(each) for each in returns) > 1:
-        every = torch.cat(returns)
-        mean, deviation = every.mean(), every.std()
-        returns = [(each - mean) / (deviation + 1e-8) for each in returns]
+    followed = torch.cat([each[:-1] for each in returns])
+    if settings.whiten and len(followed) > 1:
+        mean, deviation = followed.mean(), followed.std()
+        returns = [
+            torch.cat(((each[:-1] - mean) / (deviation + 1e-8), torch.zeros_like(each[-1:])))
+            for each in returns
+        ]
     return [
         replace(sample, behaviour=tuple(written.tolist()), advantages=tuple(gain.tolist()))
         for sample, written, gain in zip(samples, behaviour, returns, strict=True)

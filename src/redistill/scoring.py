@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill.generate import answering, draw_uniforms
+from redistill.losses.divergences import LOG_FLOOR, log_probabilities
 from redistill.losses.truncated import fold
 from redistill.models import Head, head_of
 from redistill.sample import Sample
@@ -197,7 +198,7 @@ def _compare(
     parts = []
     for start in range(0, len(said), chunk):
         cut = slice(start, start + chunk)
-        log_q = head.logits(hidden[cut]).float().log_softmax(dim=-1)
+        log_q = log_probabilities(head.logits(hidden[cut]))
         own = log_q.gather(-1, said[cut, None]).squeeze(-1)
         kl, token, theirs, reward = _beside(at(signal, cut), log_q, said[cut], uniform[cut], how)
         parts.append([each.cpu() for each in (kl, token, theirs, own, reward)])
@@ -211,14 +212,15 @@ def _beside(
     over the classes that it tells apart."""
     theirs = theirs.to(log_q.device)
     if isinstance(theirs, TopK):
-        log_p, log_q, classes = theirs.log_p, fold(log_q, theirs.ids), theirs.class_of(said)
+        log_p, log_q = theirs.log_p.clamp(min=LOG_FLOOR), fold(log_q, theirs.ids)
+        classes = theirs.class_of(said)
         # The tail is no token.
         token = theirs.ids.gather(-1, sample(log_p[:, :-1], uniform, how)[:, None]).squeeze(-1)
         # Where it says nothing there is nothing to correct.
         token = token if theirs.gaps is None else torch.where(theirs.told, token, said)
     else:
         logits = theirs.float()
-        log_p, classes, token = logits.log_softmax(dim=-1), said[:, None], sample(logits, uniform, how)
+        log_p, classes, token = log_probabilities(logits), said[:, None], sample(logits, uniform, how)
     kl = (log_p.exp() * (log_p - log_q)).sum(dim=-1).clamp(min=0.0)
     said_p, said_q = (each.gather(-1, classes).squeeze(-1) for each in (log_p, log_q))
     return kl, token, said_p, said_p - said_q

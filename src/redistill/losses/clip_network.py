@@ -18,7 +18,8 @@ class ClipNetwork(nn.Module):
     It starts with a = b = 0.004 in every position: lower 0.004, upper 0.996.
     Why not sigmoids: at 0.004 a sigmoid's slope is 0.004, and the levels stay where they are for hundreds of
     steps. Squareplus has a slope of 0.14 there and nearly 1 soon after; towards "open" it fades only like
-    1 / x^2, so that no position is ever stuck.
+    1 / x^2, so that the levels never freeze. A position can still tell the network nothing: one that is cut down to
+    the teacher's most probable class, which is always kept, because that has all of the mass above `lower`.
     """
 
     START = 0.004

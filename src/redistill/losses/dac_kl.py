@@ -16,7 +16,7 @@ from torch import Tensor
 
 from redistill.losses.divergences import Distributions, check_logits, distributions, to_logits
 from redistill.losses.f_divergences import FDivergence, forward_kl_parts
-from redistill.losses.quantile import Quantile, class_sizes, find_blocks, top_classes
+from redistill.losses.quantile import Quantile, class_sizes, find_blocks, first_largest
 
 Rest = Literal["bucket", "drop", "renormalize"]
 Edge = Literal["exact", "sigmoid"]
@@ -181,7 +181,7 @@ def _exact_clip(p: Tensor, levels: Levels, quantile: Quantile, keep_target: bool
     # Both edges can cut one and the same block: each takes its own part away from 1.
     cut = torch.cat((low.share[low.row], 1 - high.share[high.row]))
     if keep_target:
-        target = top_classes(p, 1)[1][:, 0]
+        target = first_largest(p)
         m.scatter_(1, target[:, None], 1.0)
         cut = torch.where(column == target[row], 0.0, cut)
     flat = row * p.shape[1] + column
