@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from tiny import EOS_ID, tiny_llama, tiny_tokenizer
 
-from redistill import commands
+from redistill import commands, judging
 from redistill.evaluation.answers import prompt_scores, read_answers
 from redistill.evaluation.exposure import answer_divergences, excess_error
 from redistill.evaluation.harness import evaluate_model
@@ -307,12 +307,13 @@ def test_what_cannot_be_evaluated_is_said(pair):
         evaluate(*pair, max_length=1)
 
 
-def test_a_second_evaluation_keeps_off_a_folder_that_is_in_use(tmp_path):
+def test_a_second_evaluation_keeps_off_a_folder_that_is_in_use(tmp_path, monkeypatch):
     (tmp_path / "data.jsonl").write_text('{"prompt": "Hi", "completion": "Ho"}\n')
     request = Request(data=str(tmp_path / "data.jsonl"))
     with alone(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another evaluation is at work"):
         commands.evaluate("none", None, request, tmp_path / "out", Console())
     with alone(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="another judge is at work"):
+        monkeypatch.setattr(judging, "pair_folders", lambda *_, **__: [])
         folder = Evaluated(tmp_path)
         judge_folders("none", folder, folder, JudgeRequest(), tmp_path / "out", Console())
 

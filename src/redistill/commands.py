@@ -63,14 +63,14 @@ def evaluate(
     tasks, include_path: of lm-evaluation-harness, besides the sets or, without any, alone.
     anew: delete what lies in `output` from other settings instead of refusing to go on.
     """
+    sets = load_sets(request) if request.data or request.sets or not tasks else []
     busy = f"another evaluation is at work in {output}: wait for it, stop it, or choose another --output."
     with alone(output / ".lock", busy=busy):
         started = time.perf_counter()
         if tasks:
             evaluate_tasks(model_name, tasks, request, output, console, include_path=include_path)
-            if not (request.data or request.sets):
+            if not sets:
                 return []
-        sets = load_sets(request)
         tokenizer = load_tokenizer(model_name)
         device = best_device()
         model = load_model(model_name, dtype=request.dtype, device=device)

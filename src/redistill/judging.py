@@ -137,12 +137,12 @@ def judge_folders(
 
     The folders are looked at before the judge is loaded. Errors: those of `pair_folders` and `judge_sets`.
     """
+    started = time.perf_counter()
+    paired = pair_folders(first, second, sets=request.sets, limit=request.limit)
+    for each in paired:
+        _say_empty(each, first, second, console)
     busy = f"another judge is at work in {output}: wait for it, stop it, or choose another --output."
     with alone(output / ".lock", busy=busy):
-        started = time.perf_counter()
-        paired = pair_folders(first, second, sets=request.sets, limit=request.limit)
-        for each in paired:
-            _say_empty(each, first, second, console)
         judged = judge_sets(
             load_judge(judge_name, request.dtype), paired, output, console, request, anew=anew
         )
