@@ -87,19 +87,31 @@ def test_no_advantage_no_loss_whatever_the_weight():
 def test_rewards_to_go_by_hand_and_whitened():
     q, p = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-0.5, -1.0, -4.0])
     score = Score(torch.zeros(3), torch.zeros(3).long(), p, q, p - q)  # rewards 0.5, 1, -1
-    assert rewards_to_go(score, False).tolist() == [0.0, -1.0, 0.0]
-    assert rewards_to_go(score, True).tolist() == [0.0, -1.0, 0.0]
+    summed, averaged = PolicySettings(length_normalization=False), PolicySettings()
+    assert rewards_to_go(score, summed).tolist() == [0.0, -1.0, 0.0]
+    assert rewards_to_go(score, averaged).tolist() == [0.0, -1.0, 0.0]
     p = torch.tensor([0.0, 1, 2, 3])
     longer = Score(torch.zeros(4), torch.zeros(4).long(), p, torch.zeros(4), p)
-    assert rewards_to_go(longer, True).tolist() == [2.0, 2.5, 3.0, 0.0]
-    made = with_advantages([Sample((0,), (1, 2, 0))] * 2, [score, longer], PolicySettings(), 0.5)
-    followed = torch.tensor([gain for sample in made for gain in sample.advantages[:-1]])
-    assert abs(float(followed.mean())) < 1e-6 and float(followed.std()) == pytest.approx(1.0, abs=1e-5)
-    # Shifted like the others an end would be better than its answer, however good that is.
-    assert [sample.advantages[-1] for sample in made] == [0.0, 0.0]
-    assert with_advantages(
-        [Sample((0,), (1,))], [Score(*(each[:1] for each in score.fields()))], PolicySettings(), 0.0
-    )[0].advantages == (0.0,)
+    assert rewards_to_go(longer, averaged).tolist() == [2.0, 2.5, 3.0, 0.0]
+    # As MiniLLM's code: from the token on, over as many.
+    own = PolicySettings(own_token=True)
+    assert rewards_to_go(longer, own.model_copy(update={"length_normalization": False})).tolist() == [
+        6,
+        6,
+        5,
+        3,
+    ]
+    assert rewards_to_go(longer, own).tolist() == [1.5, 2.0, 2.5, 3.0]
+    for settings, left_out in ((averaged, 1), (own, 0)):
+        made = with_advantages([Sample((0,), (1, 2, 0))] * 2, [score, longer], settings, 0.5)
+        every = torch.tensor(
+            [gain for each in made for gain in each.advantages[: len(each.advantages) - left_out]]
+        )
+        assert abs(float(every.mean())) < 1e-6 and float(every.std()) == pytest.approx(1.0, abs=1e-5)
+        # Shifted like the others an end would be better than its answer, however good that is.
+        assert [each.advantages[-1] == 0.0 for each in made] == [bool(left_out)] * 2
+    single = Score(*(each[:1] for each in score.fields()))
+    assert with_advantages([Sample((0,), (1,))], [single], averaged, 0.0)[0].advantages == (0.0,)
     assert made[0].behaviour[0] == pytest.approx(float(torch.tensor([-1.0, -0.5]).exp().mean().log()))
 
 

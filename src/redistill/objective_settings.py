@@ -64,9 +64,12 @@ class PolicySettings(Settings):
     """Weight of the term; MiniLLM's 1, beside reverse KL as the token loss. 0: none."""
     length_normalization: bool = True
     """The reward of what follows is divided by its number of tokens (MiniLLM, Eq. 5)."""
+    own_token: bool = False
+    """The reward of what follows begins with the token itself, as in MiniLLM's code, though the single-step term has
+    that already: an end of text is then judged by its own reward, else by none. false: MiniLLM's Eq. 5."""
     whiten: bool = True
-    """Advantages of one optimizer step are shifted and scaled to mean 0, deviation 1 (MiniLLM's code); not that of
-    an answer's last token, which nothing follows."""
+    """Advantages of one optimizer step are shifted and scaled to mean 0, deviation 1 (MiniLLM's code); without
+    `own_token` not an answer's last, which nothing follows."""
     clip: Positive = 0.2
     """An importance weight above 1 + clip raises a good token no further, one below 1 - clip lowers a bad one no
     further; otherwise it counts whole (PPO; MiniLLM's code)."""

@@ -25,34 +25,41 @@ def with_advantages(
     """The samples with `behaviour` and `advantages`; scores: how both models read them, at temperature 1.
 
     behaviour: log((1 - a) q(y_t) + a p(y_t)) with a = `teacher_mix`, in nats.
-    advantages: R_t = sum over t' > t of log p(y_t') - log q(y_t'), divided by the number of those t' with
-    `length_normalization`; 0 for the last token. `whiten`: over all tokens that others follow, to mean 0 and
-    deviation 1; the last stays at 0, as shifted it would always pass for a good one: every end, and every cut.
-    The authors' code counts the token itself in R_t too, although the single-step term already does, and so
-    has no such zero; the paper (Eq. 5) and we do not.
+    advantages: R_t = sum over t' > t (t' >= t with `own_token`) of log p(y_t') - log q(y_t'), divided by the number
+    of those t' with `length_normalization`. `whiten`: over all tokens given, to mean 0 and deviation 1. Without
+    `own_token` nothing follows the last token: it is left out of that and stays at 0, as shifted it would pass for a
+    good one, at every end and every cut.
     """
     behaviour = [_mixture(score, teacher_mix) for score in scores]
-    returns = [rewards_to_go(score, settings.length_normalization) for score in scores]
-    followed = torch.cat([each[:-1] for each in returns])
-    if settings.whiten and len(followed) > 1:
-        mean, deviation = followed.mean(), followed.std()
-        returns = [
-            torch.cat(((each[:-1] - mean) / (deviation + 1e-8), torch.zeros_like(each[-1:])))
-            for each in returns
-        ]
+    returns = [rewards_to_go(score, settings) for score in scores]
+    if settings.whiten:
+        returns = _whitened(returns, 0 if settings.own_token else 1)
     return [
         replace(sample, behaviour=tuple(written.tolist()), advantages=tuple(gain.tolist()))
         for sample, written, gain in zip(samples, behaviour, returns, strict=True)
     ]
 
 
-def rewards_to_go(score: Score, length_normalization: bool) -> Tensor:
-    """[T]: the rewards, summed (or averaged) over the tokens after each."""
-    reward = score.reward.double()
-    after = reward.flip(0).cumsum(0).flip(0) - reward
-    if length_normalization:
-        after = after / torch.arange(len(reward) - 1, -1, -1).clamp(min=1)
-    return after
+def rewards_to_go(score: Score, settings: PolicySettings) -> Tensor:
+    """[T]: the rewards, summed (or averaged) over the tokens after each, or from each on."""
+    reward, others = score.reward.double(), 0 if settings.own_token else 1
+    found = reward.flip(0).cumsum(0).flip(0) - others * reward
+    if settings.length_normalization:
+        found = found / (torch.arange(len(reward), 0, -1) - others).clamp(min=1)
+    return found
+
+
+def _whitened(returns: Sequence[Tensor], left_out: int) -> list[Tensor]:
+    """To mean 0 and deviation 1 over all tokens but the last `left_out` of each answer, which stay as they are."""
+    ends = [max(0, len(each) - left_out) for each in returns]
+    every = torch.cat([each[:end] for each, end in zip(returns, ends, strict=True)])
+    if len(every) < 2:
+        return list(returns)
+    mean, deviation = every.mean(), every.std() + 1e-8
+    return [
+        torch.cat(((each[:end] - mean) / deviation, each[end:]))
+        for each, end in zip(returns, ends, strict=True)
+    ]
 
 
 def _mixture(score: Score, teacher_mix: float) -> Tensor:
