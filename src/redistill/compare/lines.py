@@ -184,7 +184,7 @@ def _pair(
     if not seeds:
         return None
     one, other = ([_scores(by[who, seed], metric) for seed in seeds] for who in (method, baseline))
-    told = any(map(any, [*one, *other])) if metric == "exact" else True
+    told = metric != "exact" or any(map(any, [*one, *other]))
     return (one, other) if told and len(one[0]) > 1 else None
 
 

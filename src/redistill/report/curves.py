@@ -224,6 +224,7 @@ def curves(runs: Sequence[Columns], most: int) -> dict[str, Any]:
     `x`, and under `y` each key's `mean` with, where several values share a point, `low` and `high`; `lost`: how many
     values of a key are not finite. None is a gap. At most `most` points.
     """
+    # One run is cut record by record, whatever its steps are called; several meet at equal steps.
     steps = runs[0].steps if len(runs) == 1 else sorted({step for run in runs for step in run.steps})
     edges = _edges(len(steps), most)
     thinned = len(edges) - 1 < len(steps)
